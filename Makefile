@@ -1,0 +1,45 @@
+# make demo | test | check | install, on a machine with Python >= 3.11 and nothing else.
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help install demo test check format clean
+help:
+	@echo "make demo     the whole chain on two cores: text, shards, training, resume, export, generation"
+	@echo "make test     the tests"
+	@echo "make check    formatting, lint, types, import floors"
+	@echo "make format   let ruff format and mend what it can"
+	@echo "make install  only set up $(VENV); on a GPU machine give CONSTRAINTS=your-file.txt"
+
+install: $(READY)
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "plait needs Python >= 3.11; call make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first: where torch is already there, nothing pulls in another build of it.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	@# pyright follows no import hooks; this link lets it see the package under its name.
+	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/plait
+	touch $@
+
+demo: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

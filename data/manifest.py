@@ -1,0 +1,128 @@
+"""The manifest beside a corpus's shards: which tokenizer made them, what they hold, their checksums."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import UserError
+
+__all__ = ["MANIFEST", "FileRecord", "Manifest", "Split", "manifest_of", "read_manifest", "verify"]
+
+MANIFEST = "manifest.json"
+KIND = "plait corpus"
+
+
+class Record(BaseModel):
+    """Frozen, and strict about names, so that a manifest of another version does not half load."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(Record):
+    """A file's size in bytes and its SHA-256 in hex."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        with path.open("rb") as file:
+            return cls(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+class Split(Record):
+    """What ``train`` or ``validation`` holds; tokens count the end-of-document ids, bytes the text."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    bin: FileRecord
+    idx: FileRecord
+
+
+class Manifest(Record):
+    """The facts of a corpus folder.
+
+    ``unigram_entropy`` is that of the train split's tokens, in nats a token: a model that has learned
+    frequencies and nothing else ends at this loss. ``bytes_per_token`` is the train split's as well.
+    """
+
+    format: Literal["plait corpus 1"] = "plait corpus 1"
+    corpus: list[str]
+    seed: int
+    tokenizer_sha256: str
+    vocab_size: int
+    end_of_document: int
+    dtype: Literal["uint16", "int32"]
+    bytes_per_token: float
+    unigram_entropy: float
+    splits: dict[str, Split]
+
+
+def read_manifest(folder: str | Path) -> Manifest | None:
+    """The manifest in a folder; None where there is none, or one of another program.
+
+    Raises:
+        UserError: it is damaged, or of another version.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        tree = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{path}: not JSON, perhaps cut off; rebuild the corpus or copy it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if not isinstance(tree, dict) or not str(tree.get("format")).startswith(KIND):
+        return None
+    try:
+        return Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {key}: {first['msg']}; rebuild the corpus or copy it again") from None
+
+
+def manifest_of(prefix: str | Path) -> Manifest | None:
+    """The manifest that covers PREFIX.bin and PREFIX.idx; None for shards that came without one."""
+    prefix = Path(prefix)
+    manifest = read_manifest(prefix.parent)
+    return manifest if manifest and prefix.name in manifest.splits else None
+
+
+def verify(folder: str | Path) -> Manifest:
+    """Compare every file of a corpus with the manifest's sizes and checksums; reads all of it.
+
+    Raises:
+        UserError: no manifest, or the first file that is missing or differs.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(
+            f"{folder}: holds no {MANIFEST} to verify against; name a folder of `plait data build`"
+        )
+    for name, split in manifest.splits.items():
+        for suffix, record in (("bin", split.bin), ("idx", split.idx)):
+            _check(folder / f"{name}.{suffix}", record)
+    tokenizer = folder / "tokenizer.model"
+    if not tokenizer.is_file() or FileRecord.of(tokenizer).sha256 != manifest.tokenizer_sha256:
+        raise UserError(f"{tokenizer}: missing, or not the tokenizer that the manifest names; rebuild")
+    return manifest
+
+
+def _check(path: Path, record: FileRecord) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: is missing; rebuild the corpus or copy it again")
+    found = FileRecord.of(path)
+    if found != record:
+        what = (
+            f"{found.bytes} bytes, the manifest says {record.bytes}"
+            if found.bytes != record.bytes
+            else "its SHA-256 is not the manifest's"
+        )
+        raise UserError(f"{path}: {what}; rebuild the corpus or copy it again")

@@ -1,0 +1,311 @@
+"""The order of training: which window of which source is sample number ``index``, as a pure function.
+
+A plan lists stages. A stage holds from its first sample on, and says seed, window length and sources.
+Sample i of a stage is found in three steps, each in integer arithmetic and without state:
+
+1. *Which source*: the weights are whole numbers w_1 … w_S with sum P. The first source takes
+   round(n w_1 / P) of the first n samples, the second its share of the rest by the same rule, and so
+   on. So any n samples hold each source within S of its share, and every P exactly.
+2. *Which window of it*: the k-th sample of a source is window number k of its stream, counted on
+   over epochs. An epoch cuts the stream into windows of seq_len tokens from an offset that differs
+   from epoch to epoch, so that cuts fall elsewhere. It leaves out fewer than 2 seq_len tokens.
+3. *Where that lies*: windows are shuffled within segments of about 2**24 tokens, and segments are
+   read in turn. A later stage goes on at each source's next segment, so no token of an epoch is
+   read twice whatever the new window, blend or seed.
+"""
+
+import hashlib
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, Self
+
+from ..errors import UserError
+from .permutation import Permutation, derive_key
+from .shards import Shard
+
+__all__ = ["SEGMENT_TOKENS", "Plan", "Sample", "Source", "Stage", "open_blend", "open_sources"]
+
+SEGMENT_TOKENS = 2**24
+"""Tokens within which windows are shuffled. Documents are shuffled when shards are built, so this only
+has to part the windows of one long document. 32 MiB of two-byte tokens stay in a page cache while they
+are read at random, and it is what a change of stage skips of a source at most."""
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards in a blend.
+
+    Attributes:
+        prefix: where they lie.
+        weight: their share of the samples, relative to the others'.
+        tokens: how many they hold.
+        content: fingerprint of what they hold; the same wherever they lie.
+        epoch, token: where a stage begins in them. At token 0 the epoch's own offset applies.
+    """
+
+    prefix: str
+    weight: float
+    tokens: int
+    content: str
+    epoch: int = 0
+    token: int = 0
+
+
+class Sample(NamedTuple):
+    """Where a sample lies: inputs ``token … token + seq_len - 1`` of a source, and one token more."""
+
+    prefix: str
+    epoch: int
+    token: int
+    seq_len: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What holds from sample ``first_sample`` on.
+
+    Raises:
+        UserError: a source that is shorter than one window.
+    """
+
+    first_sample: int
+    seed: int
+    seq_len: int
+    sources: tuple[Source, ...]
+    segment_tokens: int = SEGMENT_TOKENS
+
+    def __post_init__(self) -> None:
+        for source in self.sources:
+            if source.tokens <= self.seq_len:
+                raise UserError(
+                    f"{source.prefix}: {source.tokens} tokens, fewer than one window of data.seq_len + 1 = "
+                    f"{self.seq_len + 1}; shorten data.seq_len or bring a larger corpus"
+                )
+
+    def sample(self, index: int) -> Sample:
+        """Sample ``index`` of the stage, counted from 0."""
+        j, k = self._turn(index)
+        source = self.sources[j]
+        epoch, begin, windows, window = self._window(j, k)
+        segment, place = divmod(window, self._segment_windows)
+        first = segment * self._segment_windows
+        size = min(self._segment_windows, windows - first)
+        key = derive_key(self.seed, "windows", j, epoch, first)
+        place = _permutation(size, key)(place)
+        return Sample(source.prefix, epoch, begin + (first + place) * self.seq_len, self.seq_len)
+
+    def after(self, samples: int) -> tuple[Source, ...]:
+        """The sources as a stage that follows ``samples`` samples of this one finds them: each at
+        the end of the segment it was in, or untouched if it was not read."""
+        return tuple(self._source_after(j, count) for j, count in enumerate(self._counts(samples)))
+
+    def _source_after(self, j: int, count: int) -> Source:
+        if not count:
+            return self.sources[j]
+        epoch, begin, windows, window = self._window(j, count - 1)
+        segment_end = (window // self._segment_windows + 1) * self._segment_windows
+        token = begin + min(segment_end, windows) * self.seq_len
+        return replace(self.sources[j], epoch=epoch, token=token)
+
+    @cached_property
+    def _weights(self) -> tuple[int, ...]:
+        """The weights as whole numbers; a float stands for the decimal that it prints as."""
+        fractions = [Fraction(repr(source.weight)) for source in self.sources]
+        scale = math.lcm(*(f.denominator for f in fractions))
+        numbers = [int(f * scale) for f in fractions]
+        divisor = math.gcd(*numbers)
+        return tuple(n // divisor for n in numbers)
+
+    def _counts(self, n: int) -> list[int]:
+        """How many of the first n samples come from each source."""
+        counts, total = [], sum(self._weights)
+        for weight in self._weights:
+            counts.append((2 * n * weight + total) // (2 * total))
+            n -= counts[-1]
+            total -= weight
+        return counts
+
+    def _turn(self, index: int) -> tuple[int, int]:
+        """The source of sample ``index``, and how many samples before it had that source."""
+        before, after = self._counts(index), self._counts(index + 1)
+        j = next(j for j, (b, a) in enumerate(zip(before, after, strict=True)) if a > b)
+        return j, before[j]
+
+    @property
+    def _segment_windows(self) -> int:
+        return max(1, self.segment_tokens // self.seq_len)
+
+    def _window(self, j: int, k: int) -> tuple[int, int, int, int]:
+        """For window k of source j: its epoch, the token at which that epoch's first window begins,
+        the epoch's number of windows, and the window's number among them."""
+        source, length = self.sources[j], self.seq_len
+        # One window fewer than might fit, so that there is room to shift the rest.
+        windows = max(1, (source.tokens - length) // length)
+        epoch = source.epoch
+        if source.token:
+            left = max(0, (source.tokens - 1 - source.token) // length)
+            if k < left:
+                return epoch, source.token, left, k
+            k -= left
+            epoch += 1
+        epochs, window = divmod(k, windows)
+        epoch += epochs
+        slack = source.tokens - 1 - windows * length
+        offset = derive_key(self.seed, "offset", j, epoch) % (slack + 1)
+        return epoch, offset, windows, window
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in the order in which they hold; the last one holds for ever."""
+
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def start(
+        cls, sources: Sequence[Source], *, seed: int, seq_len: int, segment_tokens: int = SEGMENT_TOKENS
+    ) -> Self:
+        """A plan of one stage, from sample 0 on.
+
+        Raises:
+            UserError: a source shorter than one window, or two of the same content.
+        """
+        _check_distinct(sources)
+        return cls((Stage(0, seed, seq_len, tuple(sources), segment_tokens),))
+
+    def append(self, sources: Sequence[Source], *, first_sample: int, seed: int, seq_len: int) -> Self:
+        """The plan with another stage from ``first_sample`` on.
+
+        A source that the plan has read before, told by its content, goes on at its next segment.
+        A last stage that holds for no sample (the same ``first_sample``) is replaced.
+
+        Raises:
+            UserError: ``first_sample`` lies before the last stage, or as for :meth:`start`.
+        """
+        last = self.stages[-1]
+        if first_sample < last.first_sample:
+            raise UserError(
+                f"a stage from sample {first_sample} on would come before the last one, which is from "
+                f"{last.first_sample} on; begin from an earlier checkpoint's plan"
+            )
+        _check_distinct(sources)
+        ends = [stage.first_sample for stage in self.stages[1:]] + [first_sample]
+        reached: dict[str, Source] = {}
+        for stage, end in zip(self.stages, ends, strict=True):
+            reached |= {source.content: source for source in stage.after(end - stage.first_sample)}
+        moved = tuple(
+            replace(source, epoch=found.epoch, token=found.token)
+            if (found := reached.get(source.content))
+            else source
+            for source in sources
+        )
+        kept = tuple(stage for stage in self.stages if stage.first_sample < first_sample)
+        return type(self)((*kept, Stage(first_sample, seed, seq_len, moved, last.segment_tokens)))
+
+    def sample(self, index: int) -> Sample:
+        """Where sample ``index`` of the run lies: O(log stages + sources), no memory."""
+        if index < 0:
+            raise IndexError(f"sample {index}")
+        stage = self.stages[bisect_right(self.stages, index, key=lambda stage: stage.first_sample) - 1]
+        return stage.sample(index - stage.first_sample)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as what JSON can hold; :meth:`from_json` gives an equal one."""
+        return {"format": FORMAT, "stages": [asdict(stage) for stage in self.stages]}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Self:
+        """The plan that :meth:`to_json` wrote.
+
+        Raises:
+            UserError: it was written by another version.
+        """
+        if tree.get("format") != FORMAT:
+            raise UserError(
+                f"the data plan has format {tree.get('format')}, and this plait reads {FORMAT}; "
+                "go on with the plait that wrote it"
+            )
+        stages = [
+            Stage(**{**stage, "sources": tuple(Source(**source) for source in stage["sources"])})
+            for stage in tree["stages"]
+        ]
+        return cls(tuple(stages))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides the order, which is everything but where the shards lie."""
+        tree = self.to_json()
+        for stage in tree["stages"]:
+            for source in stage["sources"]:
+                del source["prefix"]
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def open_blend(blend: Mapping[str, float]) -> tuple[list[Source], dict[str, Shard]]:
+    """The sources of a blend at their beginnings, and their shards by prefix.
+
+    Args:
+        blend: weight by prefix.
+
+    Raises:
+        UserError: shards that are missing or damaged, a weight that is not positive, or shards made
+            with different tokenizers.
+    """
+    shards = {prefix: Shard(prefix) for prefix in blend}
+    made_by: dict[str, str] = {}
+    for prefix, shard in shards.items():
+        if not (0 < blend[prefix] < math.inf):
+            raise UserError(f"data.blend: {prefix} has the weight {blend[prefix]}; give a positive number")
+        if shard.manifest:
+            made_by.setdefault(shard.manifest.tokenizer_sha256, prefix)
+    if len(made_by) > 1:
+        one, other, *_ = made_by.values()
+        raise UserError(
+            f"data.blend: {one} and {other} were built with different tokenizers; rebuild one of them"
+        )
+    sources = [
+        Source(prefix, float(blend[prefix]), shard.num_tokens, shard.content)
+        for prefix, shard in shards.items()
+    ]
+    return sources, shards
+
+
+def open_sources(plan: Plan, first_sample: int = 0) -> dict[str, Shard]:
+    """The shards, by prefix, that a plan reads from a sample on.
+
+    Raises:
+        UserError: shards that are missing, damaged, or not those the plan was made for.
+    """
+    ends = [stage.first_sample for stage in plan.stages[1:]] + [math.inf]
+    shards: dict[str, Shard] = {}
+    for stage, end in zip(plan.stages, ends, strict=True):
+        for source in stage.sources if end > first_sample else ():
+            shard = shards.setdefault(source.prefix, Shard(source.prefix))
+            if shard.content != source.content:
+                raise UserError(
+                    f"{source.prefix}: not the shards that this run began with (they were rebuilt or "
+                    "replaced); bring those back, or start a new run"
+                )
+    return shards
+
+
+@lru_cache(maxsize=1024)
+def _permutation(size: int, key: int) -> Permutation:
+    return Permutation(size, key)
+
+
+def _check_distinct(sources: Sequence[Source]) -> None:
+    seen: dict[str, str] = {}
+    for source in sources:
+        if other := seen.get(source.content):
+            raise UserError(
+                f"data.blend: {other} and {source.prefix} are the same shards; name one, with both weights"
+            )
+        seen[source.content] = source.prefix

@@ -1,0 +1,162 @@
+"""Causal attention over packed documents by blocks of queries, forward and backward by hand.
+
+No L x L matrix ever exists: a block of queries meets the keys from the start of its oldest document
+to its own last token, and the backward makes the weights again from the saved log-sum-exp. Masked
+scores are -inf and weigh exactly zero, so a document's bits do not depend on its neighbours.
+
+Shapes: B batch, L length, H query heads, K key heads, R = H / K, d head dim, q a block of queries,
+s the keys it meets.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+__all__ = ["attention"]
+
+SCORE_ELEMENTS = 1 << 18
+"""Scores a block of queries may have at once over all heads: 1 MB in fp32, within the L2 cache."""
+
+
+@torch.library.custom_op("plait::attention", mutates_args=())
+def attention(
+    q_BLHd: Tensor, k_BLKd: Tensor, v_BLKd: Tensor, document_ids_BL: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Returns the output (B, L, H, d) and the scores' log-sum-exp (B, H, L), at least fp32."""
+    acc = torch.promote_types(q_BLHd.dtype, torch.float32)
+    batch, length, heads, _ = q_BLHd.shape
+    q, k, v = (
+        _by_key_head(q_BLHd, k_BLKd, acc),
+        k_BLKd.transpose(1, 2).to(acc),
+        v_BLKd.transpose(1, 2).to(acc),
+    )
+    out = torch.empty_like(q_BLHd, memory_format=torch.contiguous_format)
+    logsumexp = torch.empty(batch, heads, length, dtype=acc, device=q_BLHd.device)
+    for queries, keys, mask in _blocks(q_BLHd, document_ids_BL):
+        scores = _scores(q[..., queries, :], k[:, :, keys], mask)
+        lse = scores.logsumexp(-1, keepdim=True)
+        weights = scores.sub_(lse).exp_()
+        block = weights.flatten(2, 3) @ v[:, :, keys]
+        out[:, queries] = _by_query_head(block, heads)
+        logsumexp[:, :, queries] = lse.view(batch, heads, -1)
+    return out, logsumexp
+
+
+@attention.register_fake
+def _(q, k, v, document_ids):
+    acc = torch.promote_types(q.dtype, torch.float32)
+    lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=acc)
+    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
+
+
+@torch.library.custom_op("plait::attention_backward", mutates_args=())
+def attention_backward(
+    grad_out_BLHd: Tensor,
+    q_BLHd: Tensor,
+    k_BLKd: Tensor,
+    v_BLKd: Tensor,
+    out_BLHd: Tensor,
+    logsumexp_BHL: Tensor,
+    document_ids_BL: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v, in their dtypes."""
+    acc = logsumexp_BHL.dtype
+    heads, key_heads = q_BLHd.shape[2], k_BLKd.shape[2]
+    scale = q_BLHd.shape[3] ** -0.5
+    q, k, v = (
+        _by_key_head(q_BLHd, k_BLKd, acc),
+        k_BLKd.transpose(1, 2).to(acc),
+        v_BLKd.transpose(1, 2).to(acc),
+    )
+    grad_out = _by_key_head(grad_out_BLHd, k_BLKd, acc)
+    delta = (grad_out * _by_key_head(out_BLHd, k_BLKd, acc)).sum(-1, keepdim=True)
+    logsumexp = logsumexp_BHL.unflatten(1, (key_heads, -1))[..., None]
+    grad_q = torch.empty_like(q_BLHd, memory_format=torch.contiguous_format)
+    grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
+    for queries, keys, mask in _blocks(q_BLHd, document_ids_BL):
+        q_block, grad_block = q[..., queries, :], grad_out[..., queries, :].flatten(2, 3)
+        weights = _scores(q_block, k[:, :, keys], mask).sub_(logsumexp[..., queries, :]).exp_()
+        grad_v[:, :, keys] += weights.flatten(2, 3).transpose(-1, -2) @ grad_block
+        grad_weights = (grad_block @ v[:, :, keys].transpose(-1, -2)).view_as(weights)
+        grad_scores = grad_weights.sub_(delta[..., queries, :]).mul_(weights).mul_(scale).flatten(2, 3)
+        grad_q[:, queries] = _by_query_head(grad_scores @ k[:, :, keys], heads)
+        grad_k[:, :, keys] += grad_scores.transpose(-1, -2) @ q_block.flatten(2, 3)
+    return grad_q, grad_k.transpose(1, 2).to(k_BLKd.dtype), grad_v.transpose(1, 2).to(v_BLKd.dtype)
+
+
+@attention_backward.register_fake
+def _(grad_out, q, k, v, out, logsumexp, document_ids):
+    def like(t: Tensor) -> Tensor:
+        return t.new_empty(t.shape)
+
+    def key_like(t: Tensor) -> Tensor:
+        return like(t.transpose(1, 2)).transpose(1, 2)
+
+    return like(q), key_like(k), key_like(v)
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, v, document_ids = inputs
+    ctx.save_for_backward(q, k, v, document_ids, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_out, _grad_logsumexp):
+    q, k, v, document_ids, out, logsumexp = ctx.saved_tensors
+    return *attention_backward(grad_out, q, k, v, out, logsumexp, document_ids), None
+
+
+attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+@register_flop_formula(torch.ops.plait.attention)
+def _flops(q_shape, *args, **kwargs) -> int:
+    """Of whole causal attention; documents only make it less."""
+    batch, length, heads, head_dim = q_shape
+    return 2 * batch * heads * length * (length + 1) * head_dim
+
+
+@register_flop_formula(torch.ops.plait.attention_backward)
+def _backward_flops(grad_out_shape, *args, **kwargs) -> int:
+    return _flops(grad_out_shape) * 5 // 2
+
+
+def _by_key_head(tensor_BLHd: Tensor, k_BLKd: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, L, H, d) -> (B, K, R, L, d)."""
+    return tensor_BLHd.unflatten(2, (k_BLKd.shape[2], -1)).permute(0, 2, 3, 1, 4).to(dtype)
+
+
+def _by_query_head(tensor_BKxd: Tensor, heads: int) -> Tensor:
+    """(B, K, R q, d) -> (B, q, H, d)."""
+    batch, _, _, head_dim = tensor_BKxd.shape
+    return tensor_BKxd.reshape(batch, heads, -1, head_dim).transpose(1, 2)
+
+
+def _scores(q_BKRqd: Tensor, k_BKsd: Tensor, mask_Bqs: Tensor) -> Tensor:
+    """Scaled scores (B, K, R, q, s), -inf where the mask forbids."""
+    scores = q_BKRqd.flatten(2, 3) @ k_BKsd.transpose(-1, -2)
+    scores = scores.mul_(q_BKRqd.shape[-1] ** -0.5).view(*q_BKRqd.shape[:4], -1)
+    return scores.masked_fill_(~mask_Bqs[:, None, None], -torch.inf)
+
+
+def _blocks(q_BLHd: Tensor, document_ids_BL: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Blocks of queries, the keys that each meets, and which of those each query may see (B, q, s)."""
+    batch, length, heads, _ = q_BLHd.shape
+    position = torch.arange(length, device=q_BLHd.device)
+    start = 0
+    while start < length:
+        # Fewer queries a block where more keys lie before them.
+        size = max(1, min(length - start, SCORE_ELEMENTS // (batch * heads * (start + 1)), 128))
+        queries = slice(start, start + size)
+        first = 0
+        if document_ids_BL is not None:
+            same = document_ids_BL == document_ids_BL[:, start : start + 1]
+            first = int(same.int().argmax(1).min())
+        keys = slice(first, start + size)
+        mask = (position[queries, None] >= position[None, keys])[None]
+        if document_ids_BL is not None:
+            mask = mask & (document_ids_BL[:, queries, None] == document_ids_BL[:, None, keys])
+        yield queries, keys, mask
+        start += size

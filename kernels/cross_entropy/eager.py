@@ -1,0 +1,115 @@
+"""The loss and its gradient in torch operators, a chunk of tokens at a time.
+
+With p the softmax of a token's logits, the gradient of the logits is ``p·(1 + 2·z_loss·lse)``, less one
+at the target. It takes the place of the logits while their chunk is there, so the logits are computed
+once, and the backward has only to multiply by one number.
+"""
+
+# T tokens, D width, V vocabulary, N tokens that have a target, M tokens of a chunk, S tokens of a block
+
+import torch
+from torch import Tensor
+
+from ..cache_blocks import block_rows
+
+__all__ = ["backward", "chunk_size", "forward"]
+
+IGNORED = -100
+# Of the logits of one chunk, in the dtype of hidden. On 2 CPU cores fewer bytes cost time (in bf16, where
+# the weight's gradient is added up in fp32 once a chunk) and more gain none. A GPU needs longer chunks.
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+
+
+def chunk_size(hidden_TD: Tensor, vocabulary: int) -> int:
+    """The tokens of a chunk on this device."""
+    budget = CHUNK_BYTES.get(hidden_TD.device.type, CHUNK_BYTES["cuda"])
+    return max(1, budget // (vocabulary * hidden_TD.element_size()))
+
+
+def forward(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    z_loss: float,
+    chunk_tokens: int,
+    with_hidden: bool,
+    with_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(total, cross_entropy, dhidden, dweight)``, for an incoming gradient of one.
+
+    dhidden is in hidden's dtype, dweight in the dtype of the sums; one that is not asked for is empty.
+    """
+    dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
+    matrix_VD = weight_VD.to(hidden_TD.dtype)
+    index_N = (targets_T != IGNORED).nonzero()[:, 0]
+    cross_entropy_N = hidden_TD.new_empty(len(index_N), dtype=dtype)
+    lse_N = torch.empty_like(cross_entropy_N)
+    dhidden_TD = hidden_TD.new_zeros(hidden_TD.shape if with_hidden else (0,))
+    dweight_VD = weight_VD.new_zeros(weight_VD.shape if with_weight else (0,), dtype=dtype)
+    for start in range(0, len(index_N), chunk_tokens):
+        chunk = slice(start, start + chunk_tokens)
+        index_M = index_N[chunk]
+        hidden_MD = hidden_TD[index_M]
+        logits_MV = hidden_MD @ matrix_VD.t()
+        cross_entropy_N[chunk], lse_N[chunk] = _reduce_logits(
+            logits_MV, targets_T[index_M], z_loss, with_hidden or with_weight
+        )
+        if with_hidden:
+            dhidden_TD.index_copy_(0, index_M, logits_MV @ matrix_VD)
+        if with_weight:
+            _add_product(dweight_VD, logits_MV, hidden_MD)
+    cross_entropy = cross_entropy_N.sum()
+    return cross_entropy + z_loss * lse_N.square().sum(), cross_entropy, dhidden_TD, dweight_VD
+
+
+def backward(
+    dtotal: Tensor, dhidden_TD: Tensor, dweight_VD: Tensor, weight_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The forward's gradients times ``dtotal``, the weight's rounded to its dtype only now."""
+    return _scale(dhidden_TD, dtotal, dhidden_TD.dtype), _scale(dweight_VD, dtotal, weight_dtype)
+
+
+def _reduce_logits(
+    logits_MV: Tensor, targets_M: Tensor, z_loss: float, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """The tokens' ``(cross_entropy, lse)``; with_gradient puts the gradient of the logits in their place."""
+    dtype = torch.promote_types(logits_MV.dtype, torch.float32)
+    M, V = logits_MV.shape
+    rows = block_rows(M, V, logits_MV.device)
+    cross_entropies, lses = [], []
+    for start in range(0, M, rows):
+        logits_SV = logits_MV[start : start + rows].to(dtype)
+        target_S1 = targets_M[start : start + rows, None]
+        p_SV = torch.softmax(logits_SV, -1)
+        # The greatest probability is at least 1/V, so its logarithm loses nothing; that of the target might.
+        lse_S1 = logits_SV.amax(-1, keepdim=True) - p_SV.amax(-1, keepdim=True).log()
+        cross_entropies.append((lse_S1 - logits_SV.gather(-1, target_S1))[:, 0])
+        lses.append(lse_S1[:, 0])
+        if with_gradient:
+            if z_loss:
+                p_SV.mul_(1 + 2 * z_loss * lse_S1)
+            p_SV.scatter_(-1, target_S1, p_SV.gather(-1, target_S1) - 1)
+            logits_MV[start : start + rows] = p_SV
+    return torch.cat(cross_entropies), torch.cat(lses)
+
+
+def _add_product(dweight_VD: Tensor, dlogits_MV: Tensor, hidden_MD: Tensor) -> None:
+    """``dweight += dlogitsᵀ · hidden``, added up in dweight's dtype."""
+    if dweight_VD.dtype == hidden_MD.dtype:
+        dweight_VD.addmm_(dlogits_MV.t(), hidden_MD)
+        return
+    V, D = dweight_VD.shape
+    # A product comes out in hidden's dtype; it is widened and added while it is in the cache. Longer blocks
+    # than elsewhere, because these must feed a matrix product too.
+    rows = 4 * block_rows(V, D, dweight_VD.device)
+    for start in range(0, V, rows):
+        product_SD = dlogits_MV[:, start : start + rows].t() @ hidden_MD
+        dweight_VD[start : start + rows] += product_SD.to(dweight_VD.dtype)
+
+
+def _scale(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    scaled = gradient.new_empty(gradient.shape, dtype=dtype)
+    rows = block_rows(len(gradient), gradient.shape[-1], gradient.device)
+    for start in range(0, len(gradient), rows):
+        scaled[start : start + rows] = gradient[start : start + rows].to(factor.dtype) * factor
+    return scaled

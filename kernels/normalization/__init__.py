@@ -1,0 +1,12 @@
+"""RMSNorm, and Mamba-2's gated RMSNorm over groups of channels.
+
+    rms_norm:        y = x / sqrt(mean(x²) + eps) * weight
+    gated_rms_norm:  the same of x * silu(z), the mean taken over each group of channels
+
+Read naive.py (the specification), then eager.py (the same in cache-sized blocks, with the backward
+by hand), then operators.py (what torch knows them by: ``plait::rms_norm``, ``plait::gated_rms_norm``).
+"""
+
+from .operators import gated_rms_norm, rms_norm
+
+__all__ = ["gated_rms_norm", "rms_norm"]

@@ -1,0 +1,221 @@
+"""The gradients of SSD's stages in PyTorch, by hand, as registered operators.
+
+They run in the reverse order of the forward. `chunk_output_backward` does all that stays inside a
+chunk, `state_scan_backward` passes the state's gradient from chunk to chunk, and
+`chunk_state_backward` adds what comes through the states to the gradients that the first one began.
+
+Shapes: B batch, L length, H heads, P head dim, G groups, N state size, Q chunk length, M chunks in
+all (batch rows x chunks a row), m the chunks of one block. States, decays, dt and every accumulation
+are at least fp32.
+"""
+
+import torch
+from torch import Tensor
+
+from .layout import (
+    Documents,
+    blocks,
+    by_group,
+    chunked,
+    decay_tile,
+    entering_state,
+    rows,
+    state_by_group,
+    within,
+)
+
+__all__ = ["chunk_output_backward", "chunk_state_backward", "state_scan_backward"]
+
+
+@torch.library.custom_op("plait::ssd_chunk_output_backward", mutates_args=())
+def chunk_output_backward(
+    grad_y_BLHP: Tensor,
+    x_BLHP: Tensor,
+    dt_BLH: Tensor,
+    log_decay_MHQ: Tensor,
+    B_BLGN: Tensor,
+    C_BLGN: Tensor,
+    D_H: Tensor | None,
+    entering_MHPN: Tensor,
+    prefix_MH: Tensor,
+    initial_BHPN: Tensor | None,
+    documents_BL: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of `chunk_output`.
+
+    Those of x, dt, log_decay and B are partial: `chunk_state_backward` adds the part that goes
+    through the states. They are kept at the accumulation's precision until then.
+
+    Returns:
+        grad_x (B, L, H, P), grad_dt (M, H, Q), grad_log_decay (M, H, Q), grad_B (B, L, G, N),
+        grad_C (B, L, G, N), grad_D (H,), grad_entering (M, H, P, N).
+    """
+    heads, Q = log_decay_MHQ.shape[1:]
+    groups, acc = B_BLGN.shape[2], dt_BLH.dtype
+    repeat = heads // groups
+    x, B, C = chunked(x_BLHP, Q), chunked(B_BLGN, Q), chunked(C_BLGN, Q)
+    grad_y, dt = chunked(grad_y_BLHP, Q), chunked(dt_BLH, Q).transpose(1, 2).contiguous()
+    marks = Documents(documents_BL, Q)
+
+    grad_x = torch.empty(x.shape, dtype=acc, device=x.device)
+    grad_B = torch.empty(B.shape, dtype=acc, device=x.device)
+    grad_C = torch.empty(B.shape, dtype=acc, device=x.device)
+    grad_dt, grad_log_decay = torch.empty_like(log_decay_MHQ), torch.empty_like(log_decay_MHQ)
+    grad_D = dt_BLH.new_zeros(heads)
+    grad_entering = torch.empty_like(entering_MHPN)
+    for m in blocks(x.shape[0], heads * Q * Q):
+        xm, gm = x[m].to(acc), grad_y[m].to(acc)
+        Bm, Cm = B[m].to(acc).transpose(1, 2), C[m].to(acc).transpose(1, 2)
+        x_heads, g_heads = xm.transpose(1, 2).contiguous(), gm.transpose(1, 2).contiguous()
+
+        # Inside the chunk. V is W = CB exp(s_i - s_j) dt_j (dy_i . x_j) without dt_j; its column sums
+        # are dt's own gradient, and row minus column sums of that one tile are the log-decays'.
+        similarity = g_heads @ x_heads.transpose(-1, -2)
+        tile = decay_tile(log_decay_MHQ[m])
+        CB = within(Cm @ Bm.transpose(-1, -2), marks, m)
+        weights = (tile.view(-1, groups, repeat, Q, Q) * CB.unsqueeze(2)).view(tile.shape)
+        grad_x_heads = weights.transpose(-1, -2) @ g_heads
+        V = weights.mul_(similarity)
+        column_sums = V.sum(-2)
+        row_sums = (V @ dt[m][..., None]).squeeze(-1)
+        tile.mul_(similarity).mul_(dt[m][..., None, :])
+        grad_CB = within(tile.view(-1, groups, repeat, Q, Q).sum(2), marks, m)
+
+        # Through the state that enters the chunk.
+        state = state_by_group(entering_state(entering_MHPN, prefix_MH, initial_BHPN, m), groups)
+        reached = gm * marks.reach(log_decay_MHQ, m).transpose(1, 2)[..., None]
+        from_state = by_group(reached, groups)
+        through = (Cm @ state.transpose(-1, -2)).transpose(1, 2).reshape(xm.shape)
+        grad_entering[m] = (from_state.transpose(-1, -2) @ Cm).view(entering_MHPN[m].shape)
+
+        grad_dt[m] = column_sums
+        grad_log_decay[m] = row_sums - dt[m] * column_sums + (through * reached).sum(-1).transpose(1, 2)
+        grad_x[m] = (grad_x_heads * dt[m][..., None]).transpose(1, 2)
+        if D_H is not None:
+            grad_x[m].addcmul_(gm, D_H[:, None].to(acc))
+            grad_D += (gm * xm).sum((0, 1, 3))
+        grad_B[m] = (grad_CB.transpose(-1, -2) @ Cm).transpose(1, 2)
+        grad_C[m] = (grad_CB @ Bm + from_state @ state).transpose(1, 2)
+    return (
+        grad_x.view(x_BLHP.shape),
+        grad_dt,
+        grad_log_decay,
+        grad_B.view(B_BLGN.shape),
+        grad_C.view(C_BLGN.shape),
+        grad_D,
+        grad_entering,
+    )
+
+
+@chunk_output_backward.register_fake
+def _(grad_y, x, dt, log_decay, B, C, D, entering, prefix, initial, documents):
+    acc = dt.dtype
+    return (
+        x.new_empty(x.shape, dtype=acc),
+        torch.empty_like(log_decay),
+        torch.empty_like(log_decay),
+        B.new_empty(B.shape, dtype=acc),
+        C.new_empty(C.shape, dtype=acc),
+        dt.new_empty(x.shape[2]),
+        torch.empty_like(entering),
+    )
+
+
+@torch.library.custom_op("plait::ssd_state_scan_backward", mutates_args=())
+def state_scan_backward(
+    grad_entering_MHPN: Tensor,
+    grad_final_BHPN: Tensor,
+    decay_MH: Tensor,
+    entering_MHPN: Tensor,
+    prefix_MH: Tensor,
+    initial_BHPN: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pass the state's gradient from chunk to chunk, backwards, from that of the final state.
+
+    Returns:
+        grad_states (M, H, P, N), of each chunk's own state; grad_decay (M, H); grad_initial
+        (B, H, P, N), of the state before the sequence.
+    """
+    batch = grad_final_BHPN.shape[0]
+    grad_entering = rows(grad_entering_MHPN, batch)
+    factor = torch.exp(rows(decay_MH, batch))
+    entering = rows(entering_MHPN, batch)
+    reach = torch.exp(rows(prefix_MH, batch))[..., None, None]
+    grad_states = torch.empty_like(grad_entering)
+    grad_decay = torch.empty_like(factor)
+    grad = grad_final_BHPN
+    for k in reversed(range(grad_states.shape[1])):
+        grad_states[:, k] = grad
+        state = entering[:, k]
+        if initial_BHPN is not None:
+            state = torch.addcmul(state, initial_BHPN, reach[:, k])
+        grad_decay[:, k] = (grad * state).sum((-1, -2)) * factor[:, k]
+        grad = torch.addcmul(grad_entering[:, k], grad, factor[:, k][..., None, None])
+    return grad_states.view_as(entering_MHPN), grad_decay.reshape(decay_MH.shape), grad.clone()
+
+
+@state_scan_backward.register_fake
+def _(grad_entering_MHPN, grad_final_BHPN, decay_MH, entering_MHPN, prefix_MH, initial_BHPN):
+    return (
+        torch.empty_like(entering_MHPN),
+        torch.empty_like(decay_MH),
+        torch.empty_like(grad_final_BHPN),
+    )
+
+
+@torch.library.custom_op(
+    "plait::ssd_chunk_state_backward",
+    mutates_args=("grad_x_BLHP", "grad_dt_MHQ", "grad_log_decay_MHQ", "grad_B_BLGN"),
+)
+def chunk_state_backward(
+    grad_states_MHPN: Tensor,
+    grad_decay_MH: Tensor,
+    x_BLHP: Tensor,
+    dt_BLH: Tensor,
+    A_H: Tensor,
+    log_decay_MHQ: Tensor,
+    B_BLGN: Tensor,
+    documents_BL: Tensor | None,
+    grad_x_BLHP: Tensor,
+    grad_dt_MHQ: Tensor,
+    grad_log_decay_MHQ: Tensor,
+    grad_B_BLGN: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Add to the partial gradients of x, dt, log_decay and B what comes through the states.
+
+    Returns:
+        grad_dt (B, L, H), complete, of the clamped step sizes; grad_A (H,).
+    """
+    heads, Q = log_decay_MHQ.shape[1:]
+    groups, acc = B_BLGN.shape[2], dt_BLH.dtype
+    x, B, dt = chunked(x_BLHP, Q), chunked(B_BLGN, Q), chunked(dt_BLH, Q).transpose(1, 2)
+    grad_x, grad_B = chunked(grad_x_BLHP, Q), chunked(grad_B_BLGN, Q)
+    marks = Documents(documents_BL, Q)
+    weight = torch.exp((log_decay_MHQ[..., -1:] - log_decay_MHQ).clamp_(max=0))
+    if marks.last is not None:
+        weight.mul_(marks.last[:, None])
+    for m in blocks(x.shape[0], heads * Q * x.shape[3]):
+        xm, Bm = x[m].to(acc), B[m].to(acc).transpose(1, 2)
+        weight_m = weight[m].transpose(1, 2)[..., None]
+        dt_m = dt[m].transpose(1, 2)[..., None]
+        grad_state = state_by_group(grad_states_MHPN[m], groups)
+        grad_update = (Bm @ grad_state.transpose(-1, -2)).transpose(1, 2).reshape(xm.shape) * weight_m
+        from_states = (grad_update * xm).sum(-1).transpose(1, 2)
+        grad_dt_MHQ[m] += from_states
+        passed = from_states * dt[m]
+        grad_log_decay_MHQ[m] -= passed
+        grad_log_decay_MHQ[m, :, -1] += passed.sum(-1)
+        grad_x[m] += grad_update.mul_(dt_m)
+        weighted = by_group(xm * (weight_m * dt_m), groups)
+        grad_B[m] += (weighted @ grad_state).transpose(1, 2)
+    # A chunk in which a document starts passes nothing on: its grad_decay is zero.
+    grad_log_decay_MHQ[..., -1] += grad_decay_MH
+    grad_steps = marks.running_sum_backward(grad_log_decay_MHQ)
+    grad_A = (grad_steps * dt).sum((0, 2))
+    grad_dt = torch.addcmul(grad_dt_MHQ, grad_steps, A_H[:, None].to(acc))
+    return grad_dt.transpose(1, 2).reshape(dt_BLH.shape), grad_A
+
+
+@chunk_state_backward.register_fake
+def _(gs, gd, x, dt, A_H, log_decay, B, documents, grad_x, grad_dt, grad_log_decay, grad_B):
+    return torch.empty_like(dt), torch.empty_like(A_H, dtype=dt.dtype)

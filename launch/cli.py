@@ -1,0 +1,35 @@
+"""The `plait` command: one typer application, and one line on standard error for a user's mistake.
+
+Commands import what they need when they run, so that `plait --help` answers at once.
+"""
+
+import sys
+
+import typer
+
+from ..errors import UserError
+from . import config_commands, data_commands, train_commands
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="plait",
+    help="Pretrain language models that braid Mamba-2, attention and mixture-of-experts layers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(data_commands.app, name="data")
+app.add_typer(config_commands.app, name="config")
+app.command()(train_commands.train)
+app.command()(train_commands.plot)
+
+
+def main() -> None:
+    """Run the command line; exit with 2 and one line where the user can mend what went wrong."""
+    try:
+        app()
+    except UserError as error:
+        print(f"plait: error: {error}", file=sys.stderr)
+        sys.exit(2)

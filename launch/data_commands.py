@@ -1,0 +1,193 @@
+"""`plait data`: text to tokenizer, shards and batches."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UserError
+from .config_commands import ConfigArgument, OverridesArgument
+
+if TYPE_CHECKING:
+    from ..data.build import Progress
+
+app = typer.Typer(help="Turn text into a tokenizer and shards, and look at them.", no_args_is_help=True)
+
+CorpusOption = Annotated[
+    list[str],
+    typer.Option(
+        help="'stdlib' (the source of Python's standard library), a text or JSONL file, or a folder "
+        "of them; repeat for more."
+    ),
+]
+TextKeyOption = Annotated[str, typer.Option(help="The key of a JSONL line that holds its text.")]
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@app.command()
+def tokenizer(
+    out: Annotated[Path, typer.Argument(metavar="OUT.model", help="The model file to write.")],
+    corpus: CorpusOption,
+    vocab_size: Annotated[int, typer.Option(min=258, help="Ids in all, the 256 bytes among them.")],
+    text_key: TextKeyOption = "text",
+    sample_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Train on at most so many bytes of text. [default: 64 MiB]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which text is sampled.")] = 0,
+) -> None:
+    """Train a sentencepiece BPE tokenizer with byte fallback on a sample of a corpus."""
+    from ..data.corpus import Corpus
+    from ..data.tokenizer import DEFAULT_SAMPLE_BYTES, train_tokenizer
+
+    began = time.perf_counter()
+    documents = Corpus(corpus, text_key)
+    trained = train_tokenizer(
+        documents, out, vocab_size=vocab_size, sample_bytes=sample_bytes or DEFAULT_SAMPLE_BYTES, seed=seed
+    )
+    seconds = time.perf_counter() - began
+    typer.echo(f"{out}: {trained.vocab_size} ids, from {', '.join(documents.description)}, {seconds:.1f} s")
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The corpus folder to write.")],
+    corpus: CorpusOption,
+    tokenizer: Annotated[Path, typer.Option(help="A model file of `plait data tokenizer`.")],
+    text_key: TextKeyOption = "text",
+    seed: Annotated[int, typer.Option(min=0, help="Decides the documents' order and who is held out.")] = 0,
+    validation: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Documents to hold out: a share below 1, a count, or 0 for none. "
+            "[default: one in a hundred, from 1 to 10000]",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace a corpus built with another tokenizer.")] = False,
+) -> None:
+    """Tokenize and shuffle a corpus into shards in Megatron's format, with a manifest beside them."""
+    from ..data.build import build as build_corpus
+    from ..data.corpus import Corpus
+    from ..data.tokenizer import Tokenizer
+
+    began = time.perf_counter()
+    documents = Corpus(corpus, text_key)
+    with _progress() as report:
+        manifest = build_corpus(
+            out,
+            documents,
+            Tokenizer.load(tokenizer),
+            seed=seed,
+            validation=validation,
+            description=documents.description,
+            force=force,
+            report=report,
+        )
+    seconds = time.perf_counter() - began
+    for name, split in manifest.splits.items():
+        typer.echo(f"{out}/{name}: {split.documents} documents, {split.tokens} tokens")
+    tokens = sum(split.tokens for split in manifest.splits.values())
+    megabytes = sum(split.text_bytes for split in manifest.splits.values()) / 1e6
+    typer.echo(
+        f"{megabytes:.1f} MB of text in {seconds:.1f} s: {megabytes / seconds:.1f} MB/s, "
+        f"{tokens / seconds:.0f} tokens/s, {manifest.bytes_per_token:.2f} bytes a token"
+    )
+
+
+@app.command()
+def inspect(
+    corpus: Annotated[str, typer.Argument(metavar="OUT_OR_PREFIX", help="A corpus folder, or one's shards.")],
+    samples: Annotated[int, typer.Option(min=0, help="Documents to show.")] = 3,
+) -> None:
+    """Show what shards hold: counts, lengths of documents, and a few documents as text."""
+    from . import data_inspection
+
+    data_inspection.show(corpus, samples)
+
+
+@app.command()
+def verify(out: Annotated[Path, typer.Argument(metavar="OUT", help="A corpus folder.")]) -> None:
+    """Read every file of a corpus and compare it with the manifest's sizes and checksums."""
+    from ..data.manifest import verify as verify_corpus
+
+    manifest = verify_corpus(out)
+    typer.echo(f"{out}: {', '.join(manifest.splits)} and tokenizer are what the manifest says")
+
+
+@app.command()
+def batch(
+    config: ConfigArgument,
+    step: Annotated[int, typer.Option(min=1, help="The optimizer step, counted from 1.")],
+    out: Annotated[Path, typer.Option(metavar="F.npz", help="The file to write.")],
+    overrides: OverridesArgument = None,
+) -> None:
+    """Write the batch of one optimizer step: tokens, targets, document_ids, positions, each (B, L)."""
+    import numpy as np
+
+    from ..data.mixture import Plan, open_blend
+    from ..data.window import batch as read_batch
+    from ..pretrain.config_file import load_config
+
+    loaded = load_config(config, overrides or ())
+    sources, shards = open_blend(loaded.data.blend)
+    plan = Plan.start(sources, seed=loaded.run.seed, seq_len=loaded.data.seq_len)
+    size = loaded.train.batch_size
+    indices = range((step - 1) * size, step * size)
+    arrays = read_batch(plan, shards, indices, isolate_documents=loaded.data.isolate_documents)
+    try:
+        with out.open("wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}; name another file") from None
+    typer.echo(f"{out}: samples {indices.start} to {indices.stop - 1}, {size} x {loaded.data.seq_len} tokens")
+
+
+@contextmanager
+def _progress() -> "Iterator[Callable[[Progress], None]]":
+    """A bar on a terminal; a line now and then where the output goes to a file."""
+    if not sys.stderr.isatty():
+        yield _line_reporter()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("documents, {task.fields[millions]:.1f} M tokens"),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks = {}
+
+        def report(progress: "Progress") -> None:
+            if progress.phase not in tasks:
+                for finished in tasks.values():
+                    bars.update(finished, total=bars.tasks[finished].completed)
+                tasks[progress.phase] = bars.add_task(progress.phase, total=progress.total, millions=0.0)
+            bars.update(tasks[progress.phase], completed=progress.documents, millions=progress.tokens / 1e6)
+
+        yield report
+
+
+def _line_reporter() -> "Callable[[Progress], None]":
+    last = time.monotonic()
+
+    def report(progress: "Progress") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < SECONDS_BETWEEN_LINES and progress.documents != progress.total:
+            return
+        last = now
+        of = f" of {progress.total}" if progress.total else ""
+        print(
+            f"{progress.phase}: {progress.documents}{of} documents, {progress.tokens} tokens", file=sys.stderr
+        )
+
+    return report

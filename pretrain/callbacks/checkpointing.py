@@ -1,0 +1,38 @@
+"""Checkpoints at their interval, at the last step, and at the end whatever it was."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint import CheckpointError
+from .base import Callback
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+__all__ = ["Checkpointing"]
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpointing(Callback):
+    """A save that fails is reported and tried again at the next interval; only at the last step is it
+    an error, since then nobody would try again."""
+
+    def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
+        step, last = metrics["step"], metrics["step"] == trainer.last_step
+        if step % trainer.config.checkpoint.every and not last:
+            return
+        try:
+            trainer.checkpoints.wait()
+        except CheckpointError as error:
+            logger.warning("%s", error)
+        try:
+            state = trainer.state
+            trainer.checkpoints.save(step, state.tensors(), state.facts(trainer.config))
+        except CheckpointError as error:
+            if last:
+                raise
+            logger.warning("%s", error)
+
+    def end(self, trainer: "Trainer") -> None:
+        trainer.checkpoints.wait()

@@ -1,0 +1,80 @@
+"""The run's record: a line of JSON a step, and TensorBoard."""
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..config_file import dump_config
+from ..generation import continue_greedily
+from .base import Callback
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    from ..trainer import Trainer
+
+__all__ = ["MetricsFile", "TensorBoard"]
+
+PROMPT = "def "
+SAMPLE_TOKENS = 48
+
+
+class MetricsFile(Callback):
+    """Appends each step's metrics to metrics.jsonl, floats in full precision."""
+
+    _file: io.TextIOBase
+
+    def start(self, trainer: "Trainer") -> None:
+        path = trainer.folder.metrics_file
+        # A run that was killed while it wrote a line leaves a part of one.
+        cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        self._file = path.open("a", encoding="utf-8")
+        if cut:
+            self._file.write("\n")
+
+    def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+
+    def end(self, trainer: "Trainer") -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+class TensorBoard(Callback):
+    """Scalars at the log's interval, the config once, a generated text where the run is evaluated."""
+
+    _writer: "SummaryWriter | None" = None
+
+    def start(self, trainer: "Trainer") -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        # What lies beyond the step taken up again is of a life that ended; it would be drawn twice.
+        self._writer = SummaryWriter(str(trainer.folder.tensorboard), purge_step=trainer.state.step + 1)
+        self._writer.add_text("config", f"```yaml\n{dump_config(trainer.config)}\n```", trainer.state.step)
+
+    def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
+        writer, step = self._writer, metrics["step"]
+        assert writer is not None
+        evaluated = "validation_loss" in metrics
+        if evaluated or step % trainer.config.log.every == 0:
+            for name, value in metrics.items():
+                if isinstance(value, list):
+                    for layer, one in enumerate(value):
+                        writer.add_scalar(f"{name}/{layer}", one, step)
+                elif name != "step":
+                    writer.add_scalar(_tag(name), value, step)
+        if evaluated and (tokenizer := trainer.folder.tokenizer()):
+            ids = continue_greedily(
+                trainer.state.model, tokenizer.encode(PROMPT), SAMPLE_TOKENS, dtype=trainer.dtype
+            )
+            writer.add_text("sample", f"```\n{tokenizer.decode(ids)}\n```", step)
+
+    def end(self, trainer: "Trainer") -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _tag(name: str) -> str:
+    speed = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")
+    return f"{'speed' if name in speed else 'train'}/{name}"

@@ -1,0 +1,92 @@
+"""What a person sees while a run goes on: one live line on a terminal, plain lines elsewhere."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from .base import Callback
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+__all__ = ["Progress"]
+
+RECENT = 0.9
+"""Weight of the past in the step time that the time left is reckoned with."""
+
+
+class Progress(Callback):
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._live: Live | None = None
+        self._seconds: float | None = None
+
+    def start(self, trainer: "Trainer") -> None:
+        config, state = trainer.config, trainer.state
+        parameters = sum(p.numel() for p in state.model.parameters())
+        name = config.model.pattern
+        self.console.print(
+            f"[bold]{trainer.folder.path}[/]  {name}, {_short(parameters)} parameters, "
+            f"{config.train.dtype} on {trainer.device.type}, "
+            f"{config.train.batch_size} x {config.data.seq_len} tokens a step"
+        )
+        if trainer.resumed_from is not None:
+            self.console.print(
+                f"[green]resumed[/] from the checkpoint of step {trainer.resumed_from} "
+                f"({_short(state.samples)} sequences read)"
+            )
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=8, transient=True)
+            self._live.start()
+        self._last = time.perf_counter()
+
+    def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        taken, self._last = now - self._last, now
+        if self._seconds is None:
+            self._seconds = taken
+        self._seconds = RECENT * self._seconds + (1 - RECENT) * taken
+        left = (trainer.last_step - metrics["step"]) * self._seconds
+        step, last = metrics["step"], metrics["step"] == trainer.last_step
+        if self._live is not None:
+            self._live.update(_line(metrics, trainer.config.train.steps, left))
+        if last or "validation_loss" in metrics or step % trainer.config.log.every == 0:
+            self.console.print(_line(metrics, trainer.config.train.steps, left))
+
+    def end(self, trainer: "Trainer") -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def _line(metrics: dict[str, Any], steps: int, left: float) -> Table:
+    columns = {
+        f"step {metrics['step']:>{len(str(steps))}}/{steps}": "bold",
+        f"loss {metrics['loss']:.4f}": "cyan",
+        f"grad {metrics['grad_norm']:.3f}": "",
+        f"lr {metrics['lr']:.2e}": "dim",
+        f"{_short(metrics['tokens_per_second'])} tok/s": "",
+        f"MFU {metrics['mfu']:.0%}": "dim",
+        f"{_clock(left)} left": "dim",
+    }
+    if "validation_loss" in metrics:
+        columns[f"validation {metrics['validation_loss']:.4f}"] = "bold green"
+    table = Table.grid(padding=(0, 2))
+    table.add_row(*(Text(text, style=style) for text, style in columns.items()))
+    return table
+
+
+def _short(number: float) -> str:
+    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= scale:
+            return f"{number / scale:.1f}{suffix}"
+    return f"{number:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

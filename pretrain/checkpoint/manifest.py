@@ -1,0 +1,117 @@
+"""`manifest.json`: the last file written into a checkpoint, by which a whole one is known.
+
+It carries the trainer's facts, the size and checksum of every other file, and a checksum of itself.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import __version__
+from ...errors import UserError
+from .storage import FileRecord, write_file
+
+__all__ = ["MANIFEST_FILE", "Manifest", "read_manifest", "write_manifest"]
+
+MANIFEST_FILE = "manifest.json"
+FORMAT = 1
+FILE = re.compile(r"metadata\.json|rank-[0-9]{5,9}\.bin", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a checkpoint beside its tensors."""
+
+    step: int
+    serial: int
+    """Counts the saves of a run. The newest checkpoint is the last one saved, which is not the one of
+    the highest step where the run went back to an older step and trained on from there."""
+    facts: dict[str, Any]
+    """What the trainer gave: its cursor, schedule, fingerprints."""
+    files: dict[str, FileRecord]
+    versions: dict[str, str]
+    """Of plait, torch and python, when it was saved."""
+
+
+def write_manifest(
+    folder: Path, step: int, serial: int, facts: Mapping[str, Any], files: Mapping[str, FileRecord]
+) -> None:
+    """Write `manifest.json` of a folder that is complete otherwise.
+
+    Args:
+        facts: as JSON gives them back: string keys, lists instead of tuples, finite numbers.
+    """
+    body = {
+        "format": FORMAT,
+        "step": step,
+        "serial": serial,
+        "facts": facts,
+        "files": {record.name: {"size": record.size, "sha256": record.sha256} for record in files.values()},
+        "versions": {
+            "plait": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        },
+    }
+    write_file(folder / MANIFEST_FILE, json.dumps(body | {"sha256": _checksum(body)}, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json`, and check that the files it lists are there in full length.
+
+    Raises:
+        UserError: it is missing or damaged, or a file is missing or cut short.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        body = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; use another checkpoint") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}; use another checkpoint") from None
+    if not isinstance(body, dict) or body.pop("sha256", None) != _checksum(body):
+        raise UserError(f"{path}: damaged: its checksum does not fit; use another checkpoint")
+    if body.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: format = {body.get('format')}, and this plait ({__version__}) reads format {FORMAT}; "
+            "use the plait that wrote it"
+        )
+    try:
+        files = {
+            name: FileRecord(name, int(entry["size"]), str(entry["sha256"]))
+            for name, entry in body["files"].items()
+        }
+        manifest = Manifest(
+            int(body["step"]), int(body["serial"]), dict(body["facts"]), files, dict(body["versions"])
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path}: not a manifest that plait wrote; use another checkpoint") from None
+    for record in files.values():
+        _check_size(folder, record)
+    return manifest
+
+
+def _check_size(folder: Path, record: FileRecord) -> None:
+    if not FILE.fullmatch(record.name):
+        raise UserError(
+            f"{folder / MANIFEST_FILE}: lists {record.name[:80]!r}, which is no file of a checkpoint"
+        )
+    path = folder / record.name
+    try:
+        size = os.lstat(path).st_size
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; use another checkpoint") from None
+    if size != record.size:
+        raise UserError(f"{path}: has {size} of {record.size} bytes; use another checkpoint")
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,173 @@
+"""Configs on disk: YAML in, overrides from the command line, one line for every mistake, YAML out."""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..errors import UserError
+from .config import Config
+
+__all__ = ["config_keys", "dump_config", "find_config", "load_config", "parse_config"]
+
+SHIPPED = Path(__file__).resolve().parent.parent / "configs"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as a string; here it is the number that everybody means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a config file, apply ``key=value`` overrides in order, and check the whole.
+
+    A file may name others under ``include``, relative to itself; what it says itself wins over them.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown key, a value of the wrong kind, or a
+            combination that cannot work.
+    """
+    path = find_config(path)
+    tree = _read(path, ())
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, str(path))
+
+
+def find_config(path: str | Path) -> Path:
+    """The file itself, or the one of that name among the configs that plait ships."""
+    path = Path(path)
+    name = path.as_posix().removeprefix("configs/")
+    for candidate in (path, SHIPPED / name, SHIPPED / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    near = _nearest(path.stem, [p.stem for p in SHIPPED.glob("*.yaml")])
+    hint = f"did you mean configs/{near}.yaml?" if near else f"plait's own are in {SHIPPED}"
+    raise UserError(f"{path}: no such config file; {hint}")
+
+
+def parse_config(tree: Mapping[str, Any], origin: str) -> Config:
+    """Check a tree of keys.
+
+    Args:
+        tree: as YAML or JSON gives it.
+        origin: where it came from; opens the error's line.
+
+    Raises:
+        UserError: the first mistake, in one line that names key, value and remedy.
+    """
+    try:
+        return Config.model_validate(dict(tree))
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+        raise UserError(f"{origin}: {_explain(details[0])}{more}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML, complete with defaults; :func:`load_config` reads it back to an equal one."""
+    return yaml.dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every key a config file may hold, dotted, in order: ``model.mamba.num_heads``."""
+    keys = []
+    for name, field in model.model_fields.items():
+        key = prefix + (field.alias or name)
+        section = _section(field.annotation)
+        keys += [key, *config_keys(section, key + ".")] if section else [key]
+    return keys
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((a for a in options if isinstance(a, type) and issubclass(a, BaseModel)), None)
+
+
+def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in parents:
+        raise UserError(f"{path}: includes itself; break the circle")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds {type(tree).__name__}, not sections of keys such as 'model:'")
+    merged: dict[str, Any] = {}
+    includes = tree.pop("include", [])
+    for name in [includes] if isinstance(includes, str) else includes:
+        included = path.parent / str(name)
+        if not included.is_file():
+            raise UserError(f"{path}: include = {name}: no such file beside it")
+        merged = _merge(merged, _read(included, (*parents, path.resolve())))
+    return _merge(merged, tree)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        # A blend is one value, not a section: naming other shards must not add to the included ones.
+        both = isinstance(below, dict) and isinstance(value, dict) and key != "blend"
+        merged[key] = _merge(below, value) if both else value  # pyright: ignore[reportArgumentType]
+    return merged
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{override}' is no override; write key=value, such as train.steps=100")
+    if key not in (keys := config_keys()):
+        raise UserError(f"{override}: {_unknown(key, keys)}")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise UserError(f"{override}: the value is not YAML; quote it") from None
+    *sections, leaf = key.split(".")
+    for section in sections:
+        if not isinstance(tree.get(section), dict):
+            tree[section] = {}
+        tree = tree[section]
+    tree[leaf] = value
+
+
+def _explain(detail: Any) -> str:
+    location = [str(part) for part in detail["loc"]]
+    key = ".".join(location)
+    value, kind = detail["input"], detail["type"]
+    if kind == "extra_forbidden":
+        return _unknown(key, config_keys())
+    if kind == "missing":
+        return f"{key} is not set; add it"
+    if kind == "value_error":
+        return str(detail["ctx"]["error"])
+    message = detail["msg"].removeprefix("Input should be ").rstrip(".")
+    shown = repr(value) if isinstance(value, str) else str(value).replace("None", "null")
+    return f"{key} = {shown[:80]}: give {message}"
+
+
+def _unknown(key: str, keys: list[str]) -> str:
+    near = _nearest(key, keys)
+    hint = f"did you mean {near}?" if near else "see `plait config schema`"
+    return f"{key} is not a key; {hint}"
+
+
+def _nearest(word: str, words: list[str]) -> str | None:
+    leaf = word.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.75)
+    by_leaf = [w for w in words if w.rsplit(".", 1)[-1] == leaf]
+    return near[0] if near else (by_leaf[0] if by_leaf else None)

@@ -1,0 +1,80 @@
+"""The training loss of a micro-batch, as its share of the step's loss.
+
+Every part is a sum divided by a count over the whole step and all ranks, known before the backward,
+so that gradients only ever add up: over micro-batches, over ranks, in any layout.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.window import IGNORE
+from ..kernels.cross_entropy import linear_cross_entropy
+from .model import Hybrid, MixerOutput, Packing
+
+__all__ = ["IGNORE", "LossParts", "MicroBatch", "StepCounts", "compute_loss"]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tensors (B, L) on the model's device."""
+
+    tokens: Tensor
+    targets: Tensor
+    packing: Packing
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """What the sums of a step are divided by, over all its micro-batches and ranks."""
+
+    targets: int
+    tokens: int
+    sequences: int
+
+
+@dataclass
+class LossParts:
+    total: Tensor
+    """Differentiable; its gradients are this micro-batch's share of the step's."""
+    cross_entropy: Tensor
+    """Detached share of the mean over targets, in nats."""
+    extra: dict[str, Tensor]
+    """Detached shares of the other losses, coefficients included."""
+    outputs: list[MixerOutput]
+    """What each layer gave beside its output."""
+
+
+def compute_loss(
+    model: Hybrid,
+    batch: MicroBatch,
+    counts: StepCounts,
+    *,
+    dtype: torch.dtype,
+    z_loss: float = 0.0,
+) -> LossParts:
+    """Run the model on a micro-batch.
+
+    A step without a single target has loss zero and gradients of zero.
+    """
+    hidden_BLD, outputs = model(batch.tokens, batch.packing, dtype)
+    total, cross_entropy = linear_cross_entropy(
+        hidden_BLD.flatten(0, 1),
+        model.head_weight,
+        batch.targets.flatten(),
+        z_loss=z_loss,
+    )
+    targets = max(1, counts.targets)
+    total = total / targets
+    # The balance loss is a mean over sequences, the router's z-loss one over tokens.
+    divisors = {"aux_loss": counts.sequences, "router_z_loss": counts.tokens}
+    extra = {}
+    if z_loss:
+        extra["z_loss"] = total.detach() - cross_entropy / targets
+    for output in outputs:
+        for name, value in output.losses.items():
+            share = value / divisors[name]
+            total = total + share
+            extra[name] = extra.get(name, 0.0) + share.detach()
+    return LossParts(total, cross_entropy / targets, extra, outputs)

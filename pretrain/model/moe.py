@@ -1,0 +1,129 @@
+"""The mixture-of-experts mixer, ``E``: a router in fp32, dropless routed experts, a shared one.
+
+Shapes: B batch, L length, D model width, T = B L tokens, E experts, K experts a token, F hidden
+width, W the width that routed experts work in.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels.activation import squared_relu, swiglu
+from ...kernels.experts import Routing, combine, dispatch, grouped_linear, sort_by_expert
+from ..config import MoEConfig
+from .layers import Linear, Mixer, MixerOutput, Packing, exact
+from .mlp import MLP
+from .parameters import Normal, declare
+
+__all__ = ["MoE", "Router"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    expert_TK: Tensor
+    weight_TK: Tensor
+    losses: dict[str, Tensor]
+
+
+class Router(nn.Module):
+    """Chooses K experts for each token, all of it in at least fp32."""
+
+    correction_bias: Tensor
+
+    def __init__(self, d_model: int, config: MoEConfig, std: float) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = declare(self, "weight", (config.num_experts, d_model), Normal(std))
+        # Moved by the balance, not by the gradient: part of the state, not a parameter.
+        self.register_buffer("correction_bias", torch.zeros(config.num_experts))
+
+    def forward(self, x_BLD: Tensor) -> Choice:
+        """Choose by score plus bias, weigh by score alone."""
+        config = self.config
+        logits = F.linear(exact(x_BLD), exact(self.weight))
+        scores = logits.sigmoid() if config.score == "sigmoid" else logits.softmax(-1)
+        expert = (scores.detach() + self.correction_bias).topk(config.top_k, dim=-1).indices
+        weight = scores.gather(-1, expert)
+        if config.norm_top_k:
+            weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
+        losses = {}
+        if config.aux_loss:
+            losses["aux_loss"] = config.aux_loss * self._balance_loss(scores, expert)
+        if config.z_loss:
+            losses["router_z_loss"] = config.z_loss * logits.logsumexp(-1).square().sum()
+        return Choice(expert.flatten(0, 1), (weight * config.scaling).flatten(0, 1), losses)
+
+    def _balance_loss(self, scores_BLE: Tensor, expert_BLK: Tensor) -> Tensor:
+        """``sum over sequences of sum_e f_e p_e``, 1 a sequence when balanced.
+
+        f_e is the share of the sequence's choices that fell on expert e, times E; p_e its mean share
+        of the scores (arXiv 2412.19437, section 2.1.2).
+        """
+        experts = scores_BLE.shape[-1]
+        chosen = F.one_hot(expert_BLK, experts).sum((1, 2)).to(scores_BLE.dtype)
+        fraction = chosen * (experts / expert_BLK[0].numel())
+        share = (scores_BLE / scores_BLE.sum(-1, keepdim=True)).mean(1)
+        return (fraction * share).sum()
+
+    @torch.no_grad()
+    def balance(self, counts_E: Tensor) -> None:
+        """Move the bias a step towards the experts that got less than their share (arXiv 2408.15664).
+
+        Args:
+            counts_E: tokens that each expert got in the whole step, over all ranks.
+        """
+        if self.config.score_bias:
+            counts = counts_E.to(self.correction_bias.dtype)
+            self.correction_bias += self.config.score_bias_rate * torch.sign(counts.mean() - counts)
+
+
+class Experts(nn.Module):
+    """Routed experts; their matrices are (E, out, in)."""
+
+    def __init__(self, width: int, config: MoEConfig, std: float, out_std: float) -> None:
+        super().__init__()
+        shape = (config.num_experts, config.d_expert, width)
+        self.up_proj = declare(self, "up_proj", shape, Normal(std))
+        self.gate_proj = (
+            declare(self, "gate_proj", shape, Normal(std)) if config.activation == "swiglu" else None
+        )
+        self.down_proj = declare(
+            self, "down_proj", (config.num_experts, width, config.d_expert), Normal(out_std)
+        )
+
+    def forward(self, x_SW: Tensor, routing: Routing) -> Tensor:
+        up = grouped_linear(x_SW, self.up_proj.to(x_SW.dtype), routing)
+        if self.gate_proj is None:
+            hidden = squared_relu(up)
+        else:
+            hidden = swiglu(grouped_linear(x_SW, self.gate_proj.to(x_SW.dtype), routing), up)
+        return grouped_linear(hidden, self.down_proj.to(x_SW.dtype), routing)
+
+
+class MoE(Mixer):
+    def __init__(self, d_model: int, config: MoEConfig, std: float, out_std: float) -> None:
+        super().__init__()
+        self.config = config
+        width = config.latent_dim or d_model
+        self.router = Router(d_model, config, std)
+        self.experts = Experts(width, config, std, out_std)
+        latent = config.latent_dim is not None
+        self.latent_in_proj = Linear(d_model, width, Normal(std)) if latent else None
+        self.latent_out_proj = Linear(width, d_model, Normal(out_std)) if latent else None
+        self.shared = (
+            MLP(d_model, config.d_shared, config.activation, std, out_std) if config.d_shared else None
+        )
+
+    def forward(self, x_BLD: Tensor, packing: Packing) -> MixerOutput:
+        choice = self.router(x_BLD)
+        x_TD = x_BLD.flatten(0, 1)
+        routing = sort_by_expert(choice.expert_TK, self.config.num_experts)
+        inside = x_TD if self.latent_in_proj is None else self.latent_in_proj(x_TD)
+        outside = combine(self.experts(dispatch(inside, routing), routing), choice.weight_TK, routing)
+        if self.latent_out_proj is not None:
+            outside = self.latent_out_proj(outside)
+        if self.shared is not None:
+            outside = outside + self.shared.transform(x_TD)
+        return MixerOutput(outside.view_as(x_BLD), choice.losses, routing.counts_E)

@@ -1,0 +1,67 @@
+"""The loss curve of runs as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from .run_folder import RunFolder, read_metrics
+
+__all__ = ["plot_losses"]
+
+SMOOTHING = 0.95
+
+
+def plot_losses(runs: Sequence[Path], out: Path) -> Path:
+    """Draw each run's training loss, thin and smoothed, and its validation loss, as a PNG.
+
+    Raises:
+        UserError: a folder without metrics, or a picture that cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
+    for index, run in enumerate(runs):
+        records = read_metrics(RunFolder(run).metrics_file)
+        steps = [r["step"] for r in records]
+        losses = [r["loss"] for r in records]
+        color = f"C{index}"
+        axes.plot(steps, losses, color=color, alpha=0.25, linewidth=0.8)
+        axes.plot(
+            steps, _smooth(losses), color=color, linewidth=1.6, label=f"{run.name}: training (smoothed)"
+        )
+        held_out = [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r]
+        if held_out:
+            axes.plot(
+                *zip(*held_out, strict=True),
+                color=color,
+                marker="o",
+                markersize=4,
+                linestyle="--",
+                linewidth=1,
+                label=f"{run.name}: validation ({held_out[-1][1]:.3f} at the end)",
+            )
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    try:
+        figure.savefig(out)
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}; name another picture with --out") from None
+    finally:
+        plt.close(figure)
+    return out
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Exponential average, without the bias of its start."""
+    smoothed, average, weight = [], 0.0, 0.0
+    for value in values:
+        average = SMOOTHING * average + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        smoothed.append(average / weight)
+    return smoothed

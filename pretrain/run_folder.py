@@ -1,0 +1,169 @@
+"""A run's folder: where its config, metrics, logs, tokenizer and checkpoints lie."""
+
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..data.manifest import manifest_of
+from ..data.tokenizer import Tokenizer
+from ..errors import UserError
+from .config import Config
+from .config_file import dump_config, load_config
+
+__all__ = ["RunFolder", "read_metrics"]
+
+
+class RunFolder:
+    """Paths of a run; nothing is made before `prepare`.
+
+    Raises:
+        UserError: the path is a file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"run.dir = {self.path} is a file; choose another folder")
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """The folder of a run that exists.
+
+        Raises:
+            UserError: no run is there.
+        """
+        folder = cls(path)
+        if not folder.config_file.is_file():
+            raise UserError(f"{folder.path}: no run is here (it has no config.yaml); name a run's folder")
+        return folder
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.path / "tokenizer.model"
+
+    def log_file(self, rank: int) -> Path:
+        return self.path / "logs" / f"rank-{rank:05d}.log"
+
+    def config(self) -> Config:
+        return load_config(self.config_file)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that the run's corpus was made with; None where the corpus came without one."""
+        return Tokenizer.load(self.tokenizer_file) if self.tokenizer_file.is_file() else None
+
+    def make(self) -> None:
+        """Make the folder, if it is not there.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        try:
+            self.log_file(0).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run.dir = {self.path}: {error.strerror}; choose another folder") from None
+
+    def lock(self) -> io.TextIOBase:
+        """Keep every other process from training here until the returned file is closed.
+
+        Raises:
+            UserError: a process is training here.
+        """
+        self.make()
+        file = (self.path / ".lock").open("w", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(
+                f"run.dir = {self.path}: another process is training here; wait for it, or "
+                "choose another folder"
+            ) from None
+        return file
+
+    def prepare(self, config: Config) -> None:
+        """Make the folder, bring the corpus's tokenizer and write the config into it.
+
+        Raises:
+            UserError: it cannot be written to, or the corpus's tokenizer is not the run's, or has more
+                ids than the model has rows.
+        """
+        self.make()
+        try:
+            self._bring_tokenizer(config)
+            _write_whole(self.config_file, dump_config(config))
+        except OSError as error:
+            raise UserError(f"run.dir = {self.path}: {error.strerror}; choose another folder") from None
+
+    def _bring_tokenizer(self, config: Config) -> None:
+        for prefix in [*config.data.blend, *([config.data.validation] if config.data.validation else [])]:
+            manifest = manifest_of(prefix)
+            if manifest is None:
+                continue
+            if manifest.vocab_size > config.model.vocab_size:
+                raise UserError(
+                    f"model.vocab_size = {config.model.vocab_size} has fewer rows than the tokenizer of "
+                    f"{prefix} has ids; set model.vocab_size = {manifest.vocab_size} or more"
+                )
+            source = Path(prefix).parent / "tokenizer.model"
+            here = self.tokenizer()
+            if here is not None and here.fingerprint != manifest.tokenizer_sha256:
+                raise UserError(
+                    f"{prefix}: built with another tokenizer than the one of {self.path}; "
+                    "rebuild the corpus with that one, or choose another run.dir"
+                )
+            if here is None and source.is_file():
+                shutil.copyfile(source, self.tokenizer_file)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, a step each, in order.
+
+    A run that died writes some steps again after its resume: the later line counts. A line that was
+    cut off by the death is passed over.
+
+    Raises:
+        UserError: no such file, or nothing in it.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no metrics are here; name the folder of a run that has begun")
+    steps = {record["step"]: record for record in _records(path)}
+    if not steps:
+        raise UserError(f"{path}: holds no step yet; wait for the first, or name another run")
+    return [steps[step] for step in sorted(steps)]
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield record
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,141 @@
+"""What a training run is at a step, and how it comes back: everything a checkpoint holds."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ..data.mixture import Plan, Source
+from ..errors import UserError
+from .checkpoint import Checkpoint
+from .config import Config
+from .config_file import dump_config
+from .model import Hybrid
+
+__all__ = ["TrainState", "changed_keys"]
+
+logger = logging.getLogger(__name__)
+
+FREE = (
+    "run.dir",
+    "train.steps",
+    "train.stop_at",
+    "train.micro_batch_size",
+    "train.device",
+    "train.activation_checkpointing",
+    "parallel.",
+    "checkpoint.",
+    "log.",
+    "evaluate.",
+    "data.validation",
+)
+"""Keys that a resumed run may change without a word."""
+
+
+@dataclass
+class TrainState:
+    model: Hybrid
+    optimizer: torch.optim.AdamW
+    plan: Plan
+    step: int = 0
+    """Optimizer steps done."""
+    samples: int = 0
+    """Sequences consumed over all ranks: the cursor into the plan."""
+    tokens: int = 0
+    """Tokens consumed over all ranks."""
+
+    def __post_init__(self) -> None:
+        # AdamW makes its moments at its first step; a checkpoint is loaded into them before that.
+        for parameter in self.model.parameters():
+            state = self.optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> live tensor: `model.*`, `optimizer.*` by the parameter's name, and the RNG's state."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for kind, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{kind}.{name}"] = value
+        tensors["rng.cpu"] = torch.get_rng_state()
+        return {name: tensor.detach() for name, tensor in tensors.items()}
+
+    def facts(self, config: Config) -> dict[str, Any]:
+        """What JSON can hold of the state."""
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "config": dump_config(config),
+            "plan": self.plan.to_json(),
+            "plan_fingerprint": self.plan.fingerprint,
+        }
+
+    def resume(
+        self, checkpoint: Checkpoint, changes: dict[str, Any], sources: Sequence[Source], config: Config
+    ) -> None:
+        """Become what a checkpoint holds, and go on with the config's data.
+
+        Args:
+            changes: what `changed_keys` found; each is announced, and changed data begins a new stage
+                of the plan at this sample.
+            sources: those of the config's blend.
+        """
+        tensors = self.tensors()
+        checkpoint.load_into(tensors)
+        torch.set_rng_state(tensors["rng.cpu"])
+        facts = checkpoint.manifest.facts
+        self.step, self.samples, self.tokens = (int(facts[key]) for key in ("step", "samples", "tokens"))
+        self.plan = Plan.from_json(facts["plan"])
+        for key, (then, now) in changes.items():
+            logger.warning("%s was %s in the checkpoint and is %s now", key, then, now)
+        if any(key in changes for key in ("data.blend", "data.seq_len", "run.seed")):
+            self.plan = self.plan.append(
+                sources, first_sample=self.samples, seed=config.run.seed, seq_len=config.data.seq_len
+            )
+
+
+def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys whose value is not that of the checkpoint's config: key -> (then, now).
+
+    Keys that a resumed run may change freely are left out.
+
+    Raises:
+        UserError: another model, which no checkpoint can be loaded into.
+    """
+    then = _flatten(yaml.safe_load(checkpoint.manifest.facts["config"]))
+    now = _flatten(yaml.safe_load(dump_config(config)))
+    changed = {
+        key: (then.get(key), now.get(key))
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not key.startswith(FREE)
+    }
+    fixed = [
+        key for key in changed if key.startswith("model.") and not key.startswith("model.moe.score_bias_rate")
+    ]
+    if "train.dtype" in changed and "float64" in changed["train.dtype"]:
+        fixed.append("train.dtype")
+    if fixed:
+        shown = ", ".join(f"{key} = {changed[key][0]} then and {changed[key][1]} now" for key in fixed[:4])
+        more = f" and {len(fixed) - 4} more" if len(fixed) > 4 else ""
+        raise UserError(
+            f"{checkpoint.path}: saved with another model: {shown}{more}; "
+            "restore those keys, or choose another run.dir"
+        )
+    return changed
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and key != "blend":
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,224 @@
+"""The training loop: batches in, parameters moved, callbacks told."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.loader import Loader
+from ..data.mixture import Plan, open_blend, open_sources
+from ..data.window import IGNORE
+from ..errors import UserError
+from ..parallel import AXES, Mesh
+from .callbacks.base import Callback
+from .checkpoint import Checkpoint, Checkpoints
+from .config import Config
+from .flops import flops_per_token, peak_flops
+from .loss import LossParts, MicroBatch, StepCounts, compute_loss
+from .model import Packing, build_model
+from .optimizer import build_optimizer, clip_gradients, learning_rate
+from .run_folder import RunFolder
+from .train_state import TrainState, changed_keys
+
+__all__ = ["Trainer", "device_of"]
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]
+
+
+class Trainer:
+    """A run on this rank, from its config to its last step.
+
+    Making one opens the data, builds the model and, where the run's folder holds a checkpoint, takes
+    it up from the newest whole one.
+
+    Attributes:
+        state: model, optimizer and counters; what a checkpoint holds.
+        resumed_from: the step it was taken up at, or None for a new run.
+
+    Raises:
+        UserError: anything in the config, the data or the folder that its maker can mend.
+    """
+
+    def __init__(self, config: Config, callbacks: Sequence[Callback] = ()) -> None:
+        self.config, self.callbacks = config, list(callbacks)
+        sizes = {axis: getattr(config.parallel, axis) for axis in AXES}
+        world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        self.mesh = Mesh.create(sizes, rank=rank, world_size=world_size)
+        self.device = device_of(config)
+        self.dtype = getattr(torch, config.train.dtype)
+        self.folder = RunFolder(config.run.dir)
+        self.checkpoints = Checkpoints(
+            self.folder.checkpoints,
+            keep=config.checkpoint.keep,
+            background=config.checkpoint.async_,
+            warn=logger.warning,
+        )
+        self._lock = self.folder.lock()
+        sources, _ = open_blend(config.data.blend)
+        newest = self._newest_checkpoint()
+        changes = changed_keys(newest, config) if newest else {}
+        self.folder.prepare(config)
+        model = build_model(
+            config.model,
+            seed=config.run.seed,
+            dtype=torch.promote_types(self.dtype, torch.float32),
+            device=self.device,
+            activation_checkpointing=config.train.activation_checkpointing,
+        )
+        plan = Plan.start(sources, seed=config.run.seed, seq_len=config.data.seq_len)
+        self.state = TrainState(model, build_optimizer(model, config.optim), plan)
+        self.resumed_from = newest.step if newest else None
+        if newest:
+            self.state.resume(newest, changes, sources, config)
+
+    @property
+    def last_step(self) -> int:
+        """The step this run of the command ends at."""
+        return min(self.config.train.steps, self.config.train.stop_at or self.config.train.steps)
+
+    def run(self) -> bool:
+        """Train to the last step; returns whether the schedule is finished."""
+        config, state = self.config, self.state
+        logger.info("from step %d to %d, %s", state.step, self.last_step, self.device)
+        self._flops = flops_per_token(config.model, config.data.seq_len)
+        self._peak = peak_flops(self.device, self.dtype) * self.mesh.world_size
+        began = []
+        try:
+            for callback in self.callbacks:
+                began.append(callback)
+                callback.start(self)
+            with self._loader() as loader:
+                while state.step < self.last_step:
+                    start = time.perf_counter()
+                    batch, waited = loader.next()
+                    metrics = self.train_step(batch)
+                    state.samples = loader.cursor
+                    self._account(metrics, time.perf_counter() - start, waited)
+                    for callback in self.callbacks:
+                        callback.step(self, metrics)
+        finally:
+            for callback in began:
+                callback.end(self)
+            self._lock.close()
+        return state.step >= config.train.steps
+
+    def train_step(self, batch: dict[str, np.ndarray]) -> Metrics:
+        """One optimizer step on this rank's sequences; returns the first of the step's metrics."""
+        config, state = self.config, self.state
+        rate = learning_rate(state.step + 1, config.optim, config.train)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        counts = StepCounts(
+            targets=int((batch["targets"] != IGNORE).sum()),
+            tokens=batch["tokens"].size,
+            sequences=batch["tokens"].shape[0],
+        )
+        parts = []
+        for micro in self._micro_batches(batch):
+            part = compute_loss(state.model, micro, counts, dtype=self.dtype, z_loss=config.train.z_loss)
+            part.total.backward()
+            parts.append(part)
+        norm = clip_gradients(state.model.parameters(), config.optim.clip)
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        loads = self._balance_experts(parts)
+        state.step += 1
+        state.tokens += counts.tokens
+        return {
+            "step": state.step,
+            "loss": _total(part.cross_entropy for part in parts),
+            "grad_norm": float(norm),
+            "lr": rate,
+            "tokens": state.tokens,
+            **{name: _total(part.extra[name] for part in parts) for name in parts[0].extra},
+            **loads,
+            **_state_norms(parts),
+        }
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        newest = self.checkpoints.newest()
+        if newest is None and any(self.folder.checkpoints.glob("step-*")):
+            raise UserError(
+                f"{self.folder.checkpoints}: none of its checkpoints is whole, and a new run would bury "
+                "them; move the folder away to begin anew"
+            )
+        return newest
+
+    def _loader(self) -> Loader:
+        config, state = self.config, self.state
+        return Loader(
+            state.plan,
+            open_sources(state.plan, state.samples),
+            cursor=state.samples,
+            batch_size=config.train.batch_size,
+            rows=self.mesh.rows(config.train.batch_size),
+            isolate_documents=config.data.isolate_documents,
+        )
+
+    def _micro_batches(self, batch: dict[str, np.ndarray]) -> list[MicroBatch]:
+        vocabulary = self.config.model.vocab_size
+        if (largest := batch["tokens"].max()) >= vocabulary:
+            raise UserError(
+                f"model.vocab_size = {vocabulary} but the shards hold the id {largest}; "
+                f"set model.vocab_size to their tokenizer's, at least {largest + 1}"
+            )
+        rows = batch["tokens"].shape[0]
+        size = min(self.config.train.micro_batch_size or rows, rows)
+        return [self.micro_batch(batch, slice(first, first + size)) for first in range(0, rows, size)]
+
+    def micro_batch(self, batch: dict[str, np.ndarray], rows: slice) -> MicroBatch:
+        """Some rows of a batch as tensors on this rank's device."""
+        tensors = {name: torch.from_numpy(array[rows]).to(self.device) for name, array in batch.items()}
+        documents = tensors["document_ids"] if self.config.data.isolate_documents else None
+        return MicroBatch(tensors["tokens"], tensors["targets"], Packing(tensors["positions"], documents))
+
+    def _balance_experts(self, parts: list[LossParts]) -> Metrics:
+        """Move the routers' biases by the whole step's counts; returns how uneven the load was."""
+        layers = [[o.counts_E for o in part.outputs if o.counts_E is not None] for part in parts]
+        violations = []
+        for router, *counts in zip(self.state.model.routers, *layers, strict=True):
+            total = torch.stack(counts).sum(0)
+            router.balance(total)
+            mean = total.double().mean()
+            violations.append(float((total.max() - mean) / mean))
+        return {"max_violation": violations} if violations else {}
+
+    def _account(self, metrics: Metrics, seconds: float, waited: float) -> None:
+        tokens = self.config.train.batch_size * self.config.data.seq_len
+        metrics["tokens_per_second"] = tokens / seconds
+        metrics["step_seconds"] = seconds
+        metrics["data_seconds"] = waited
+        metrics["mfu"] = tokens / seconds * self._flops / self._peak
+
+
+def device_of(config: Config) -> torch.device:
+    """The device that `train.device` asks for.
+
+    Raises:
+        UserError: cuda on a machine without a GPU that torch can use.
+    """
+    wanted = config.train.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device = cuda but torch sees no GPU here; set train.device = cpu")
+    return torch.device(wanted)
+
+
+def _total(values: Any) -> float:
+    shares: list[Tensor] = list(values)
+    return float(torch.stack(shares).sum())
+
+
+def _state_norms(parts: list[LossParts]) -> Metrics:
+    """Root mean square of each SSM layer's states at the sequences' ends, over the step."""
+    layers = [[o.state_norm for o in part.outputs if o.state_norm is not None] for part in parts]
+    norms = [float(torch.stack(norms).square().mean().sqrt()) for norms in zip(*layers, strict=True)]
+    return {"state_norm": norms} if norms else {}

@@ -1,0 +1,60 @@
+"""Every test runs with uninitialised memory poisoned: `torch.empty` holds NaN."""
+
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+import yaml
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(8).isnan().all(), "torch fills what is uninitialised under deterministic algorithms"
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A corpus of sixty short documents, with a tokenizer of 320 ids."""
+    from plait.data.build import build
+    from plait.data.tokenizer import train_tokenizer
+
+    draw = random.Random(0)
+    words = ["state", "space", "chunk", "token", "expert", "router", "decay", "scan", "head", "gate"]
+    texts = [" ".join(draw.choice(words) for _ in range(draw.randrange(5, 120))) + "\n" for _ in range(60)]
+    folder = tmp_path_factory.mktemp("corpora")
+    tokenizer = train_tokenizer(texts, folder / "tiny.model", vocab_size=320)
+    build(folder / "tiny", texts, tokenizer, validation=6)
+    return folder / "tiny"
+
+
+@pytest.fixture
+def tiny(corpus, tmp_path) -> dict:
+    """A config of all four letters that trains in milliseconds, as the tree that YAML gives."""
+    return yaml.safe_load(f"""
+        run: {{dir: {tmp_path / "run"}, seed: 3}}
+        model:
+          pattern: M*-E
+          d_model: 32
+          vocab_size: 320
+          mamba: {{num_heads: 4, head_dim: 16, d_state: 8, num_groups: 2, chunk_size: 16}}
+          attention: {{num_heads: 4, num_kv_heads: 2, head_dim: 8}}
+          mlp: {{d_ff: 48}}
+          moe: {{num_experts: 4, top_k: 2, d_expert: 24, d_shared: 16, scaling: 1.5}}
+        data: {{blend: {{{corpus / "train"}: 1.0}}, validation: {corpus / "validation"}, seq_len: 50}}
+        train: {{steps: 12, batch_size: 4, dtype: float32}}
+        optim: {{lr: 0.01, warmup_steps: 2}}
+        checkpoint: {{every: 4, keep: 2}}
+        log: {{every: 4, tensorboard: false}}
+        evaluate: {{every: 6, batches: 2}}
+    """)

@@ -1,0 +1,70 @@
+"""Sorted experts against one expert after another."""
+
+import pytest
+import torch
+
+from plait.kernels.experts import combine, dispatch, experts_naive, grouped_linear, sort_by_expert
+
+TOKENS, CHOICES, EXPERTS, WIDTH, HIDDEN = 37, 2, 5, 6, 7
+
+
+def inputs(dtype=torch.float64):
+    def normal(*shape):
+        return torch.randn(*shape, dtype=torch.float64).to(dtype).requires_grad_()
+
+    weight = torch.rand(TOKENS, CHOICES, dtype=torch.float64).to(torch.promote_types(dtype, torch.float32))
+    return (
+        normal(TOKENS, WIDTH),
+        weight.requires_grad_(),
+        normal(EXPERTS, HIDDEN, WIDTH),
+        normal(EXPERTS, WIDTH, HIDDEN),
+    )
+
+
+def choices(kind):
+    if kind == "one hot expert":
+        return torch.tensor([3, 1]).expand(TOKENS, CHOICES).contiguous()
+    return torch.rand(TOKENS, EXPERTS).topk(CHOICES).indices
+
+
+def sorted_experts(x, expert, weight, up, down):
+    routing = sort_by_expert(expert, EXPERTS)
+    hidden = torch.tanh(grouped_linear(dispatch(x, routing), up, routing))
+    return combine(grouped_linear(hidden, down, routing), weight, routing)
+
+
+@pytest.mark.parametrize("kind", ["spread", "one hot expert"])
+def test_agrees_with_one_expert_after_another(kind):
+    x, weight, up, down = inputs()
+    expert = choices(kind)
+    expected = experts_naive(x, expert, weight, up, down, torch.tanh)
+    actual = sorted_experts(x, expert, weight, up, down)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn_like(expected)
+    leaves = (x, weight, up, down)
+    for a, e in zip(
+        torch.autograd.grad(actual, leaves, grad), torch.autograd.grad(expected, leaves, grad), strict=True
+    ):
+        torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12)
+
+
+def test_counts_and_order_are_those_of_a_stable_sort():
+    expert = choices("spread")
+    routing = sort_by_expert(expert, EXPERTS)
+    assert routing.counts_E.tolist() == [(expert == e).sum().item() for e in range(EXPERTS)]
+    flat = expert.flatten()[routing.order_S]
+    assert torch.equal(flat, flat.sort().values)
+    for e in range(EXPERTS):
+        rows = routing.order_S[flat == e]
+        assert torch.equal(rows, rows.sort().values)
+
+
+def test_operators_are_registered_well():
+    x, weight, up, _ = inputs(torch.float32)
+    routing = sort_by_expert(choices("spread"), EXPERTS)
+    rows = dispatch(x, routing).detach().requires_grad_()
+    torch.library.opcheck(torch.ops.plait.experts_dispatch, (x, routing.order_S, routing.inverse_TK))
+    torch.library.opcheck(torch.ops.plait.grouped_linear, (rows, up, routing.counts_E))
+    torch.library.opcheck(
+        torch.ops.plait.experts_combine, (rows, weight, routing.order_S, routing.inverse_TK)
+    )

@@ -62,7 +62,9 @@ class Corpus:
                         empty = False
                         yield _without_lone_surrogates(text)
         if empty:
-            raise UserError(f"the corpus {', '.join(self.sources)} holds no text")
+            raise UserError(
+                f"{', '.join(self.sources)}: holds no text; name a corpus with some documents in it"
+            )
 
     @property
     def description(self) -> list[str]:

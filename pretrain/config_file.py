@@ -19,6 +19,9 @@ __all__ = ["config_keys", "dump_config", "find_config", "load_config", "parse_co
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 
 
+TEXT_KEYS = ("run.dir", "model.pattern", "data.validation")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-4 as a string; here it is the number that everybody means."""
 
@@ -133,16 +136,23 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"'{override}' is no override; write key=value, such as train.steps=100")
     if key not in (keys := config_keys()):
         raise UserError(f"{override}: {_unknown(key, keys)}")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise UserError(f"{override}: the value is not YAML; quote it") from None
     *sections, leaf = key.split(".")
+    value = _value(key, text, override)
     for section in sections:
         if not isinstance(tree.get(section), dict):
             tree[section] = {}
         tree = tree[section]
     tree[leaf] = value
+
+
+def _value(key: str, text: str, override: str) -> Any:
+    # A pattern such as *M or [ME]x2 means something else in YAML; what is a text is taken as it stands.
+    if key in TEXT_KEYS and text != "null" and text[:1] not in ("'", '"'):
+        return text
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise UserError(f"{override}: the value is not YAML; quote it") from None
 
 
 def _explain(detail: Any) -> str:

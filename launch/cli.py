@@ -8,7 +8,7 @@ import sys
 import typer
 
 from ..errors import UserError
-from . import config_commands, data_commands, train_commands
+from . import config_commands, data_commands, export_command, train_commands
 
 __all__ = ["app", "main"]
 
@@ -24,6 +24,7 @@ app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
 app.command()(train_commands.train)
 app.command()(train_commands.plot)
+app.command()(export_command.export)
 
 
 def main() -> None:

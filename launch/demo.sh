@@ -44,10 +44,11 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 run, corpus = Path(sys.argv[1]), Path(sys.argv[2])
 tokenizer = AutoTokenizer.from_pretrained(run / "hf")
 model = AutoModelForCausalLM.from_pretrained(run / "hf")
-prompt = tokenizer("def __init__(self, ", return_tensors="pt")
+prompt = tokenizer("class Reader:\n    def __init__(self, ", return_tensors="pt")
 text = model.generate(**prompt, max_new_tokens=80, do_sample=True, temperature=0.7, top_p=0.9)
 print("\033[36m" + tokenizer.decode(text[0], skip_special_tokens=True) + "\033[0m")
 

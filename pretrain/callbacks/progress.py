@@ -1,11 +1,11 @@
 """What a person sees while a run goes on: one live line on a terminal, plain lines elsewhere."""
 
-import time
+from collections import deque
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from .base import Callback
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress"]
 
-RECENT = 0.9
-"""Weight of the past in the step time that the time left is reckoned with."""
+RECENT_STEPS = 20
+"""Steps whose median time the time left is reckoned with."""
 
 
 class Progress(Callback):
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self._live: Live | None = None
-        self._seconds: float | None = None
+        self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
 
     def start(self, trainer: "Trainer") -> None:
         config, state = trainer.config, trainer.state
@@ -42,41 +42,35 @@ class Progress(Callback):
         if self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=8, transient=True)
             self._live.start()
-        self._last = time.perf_counter()
 
     def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
-        now = time.perf_counter()
-        taken, self._last = now - self._last, now
-        if self._seconds is None:
-            self._seconds = taken
-        self._seconds = RECENT * self._seconds + (1 - RECENT) * taken
-        left = (trainer.last_step - metrics["step"]) * self._seconds
+        self._seconds.append(metrics["step_seconds"])
         step, last = metrics["step"], metrics["step"] == trainer.last_step
+        left = (trainer.last_step - step) * median(self._seconds)
+        line = _line(metrics, trainer.config.train.steps, left)
         if self._live is not None:
-            self._live.update(_line(metrics, trainer.config.train.steps, left))
+            self._live.update(line)
         if last or "validation_loss" in metrics or step % trainer.config.log.every == 0:
-            self.console.print(_line(metrics, trainer.config.train.steps, left))
+            self.console.print(line, soft_wrap=True)
 
     def end(self, trainer: "Trainer") -> None:
         if self._live is not None:
             self._live.stop()
 
 
-def _line(metrics: dict[str, Any], steps: int, left: float) -> Table:
-    columns = {
-        f"step {metrics['step']:>{len(str(steps))}}/{steps}": "bold",
-        f"loss {metrics['loss']:.4f}": "cyan",
-        f"grad {metrics['grad_norm']:.3f}": "",
-        f"lr {metrics['lr']:.2e}": "dim",
-        f"{_short(metrics['tokens_per_second'])} tok/s": "",
-        f"MFU {metrics['mfu']:.0%}": "dim",
-        f"{_clock(left)} left": "dim",
-    }
+def _line(metrics: dict[str, Any], steps: int, left: float) -> Text:
+    parts = [
+        (f"step {metrics['step']:>{len(str(steps))}}/{steps}", "bold"),
+        (f"loss {metrics['loss']:.4f}", "cyan"),
+        (f"grad {metrics['grad_norm']:.3f}", ""),
+        (f"lr {metrics['lr']:.1e}", "dim"),
+        (f"{_short(metrics['tokens_per_second'])} tok/s", ""),
+        (f"MFU {metrics['mfu']:.0%}", "dim"),
+        (f"{_clock(left)} left", "dim"),
+    ]
     if "validation_loss" in metrics:
-        columns[f"validation {metrics['validation_loss']:.4f}"] = "bold green"
-    table = Table.grid(padding=(0, 2))
-    table.add_row(*(Text(text, style=style) for text, style in columns.items()))
-    return table
+        parts.append((f"validation {metrics['validation_loss']:.4f}", "bold green"))
+    return Text("  ", no_wrap=True, overflow="ellipsis").join(Text(*part) for part in parts)
 
 
 def _short(number: float) -> str:

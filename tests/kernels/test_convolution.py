@@ -38,10 +38,13 @@ def assert_same(inputs: dict[str, Tensor], ids: Tensor | None, activation: str |
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"d{n}: {m}")
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of seven tokens, so that short sequences cross many blocks."""
-    monkeypatch.setattr("plait.kernels.convolution.eager.block_rows", lambda n, elements, device: min(n, 7))
+@pytest.fixture(params=[2, 7])
+def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of two tokens, fewer than the taps reach, or seven, so that short sequences cross many."""
+    size = request.param
+    monkeypatch.setattr(
+        "plait.kernels.convolution.eager.block_rows", lambda n, elements, device: min(n, size)
+    )
 
 
 @pytest.mark.parametrize("K", [2, 4])
@@ -101,11 +104,12 @@ def test_low_precision(dtype: torch.dtype) -> None:
         torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=1e-5)
 
 
-@pytest.mark.parametrize("small", [False, True])
-def test_documents_do_not_touch_each_other(small: bool, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("size", [2, 7, 1000])
+def test_documents_do_not_touch_each_other(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a document gives and gets does not change a bit with the others, even where they hold NaN."""
-    if small:
-        request.getfixturevalue("small_blocks")
+    monkeypatch.setattr(
+        "plait.kernels.convolution.eager.block_rows", lambda n, elements, device: min(n, size)
+    )
     L = 65
     ids = torch.zeros(B, L, dtype=torch.int64)
     ids[:, 20:41], ids[:, 41:] = 1, 2

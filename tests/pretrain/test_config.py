@@ -1,14 +1,18 @@
 """Config files: read, overridden, shown, and refused in one line."""
 
 import contextlib
+from collections import Counter
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from plait.errors import UserError
+from plait.pretrain.config import ModelConfig
 from plait.pretrain.config_file import SHIPPED, config_keys, dump_config, load_config, parse_config
+from plait.pretrain.model import Hybrid
 from plait.pretrain.pattern import expand
 
 
@@ -88,3 +92,16 @@ def test_no_value_is_a_traceback(values):
         below[leaf] = value
     with contextlib.suppress(UserError):
         parse_config(tree, "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "billions"),
+    [("nemotron-h-8b", {"M": 24, "-": 24, "*": 4}, 8.10)],
+)
+def test_architectures_have_the_published_size(name, layers, billions):
+    tree = yaml.safe_load((SHIPPED / "models" / f"{name}.yaml").read_text())
+    config = ModelConfig.model_validate(tree["model"])
+    assert Counter(config.layers) == layers
+    with torch.device("meta"):
+        model = Hybrid(config)
+    assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.005)

@@ -1,0 +1,229 @@
+"""transformers loads what was written, and computes what plait computes.
+
+Shapes: B windows, L tokens, V vocabulary, E experts, K experts a token.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...data.tokenizer import Tokenizer
+from ...errors import UserError
+from ..model import Hybrid, Packing
+from .names import FileTensor
+
+__all__ = ["Agreement", "ExportError", "Outputs", "check_model", "check_tokenizer", "compute"]
+
+TOLERANCE = 1e-4
+"""Of logits, relative to the largest: both sides compute in fp32, in another order."""
+
+TIE = 1e-4
+"""Two experts' scores so close may change places by rounding."""
+
+
+class ExportError(UserError):
+    """What was written does not come back as what it was; nothing of it stays."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model makes of some windows."""
+
+    logits_BLV: Tensor
+    experts_BLK: list[Tensor]
+    """The choice of each E layer, in order."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    logit_error: float
+    """The largest difference of two logits, relative to the largest logit."""
+    positions: int
+    """How many were compared: all up to the first whose experts a rounding decided."""
+
+
+@torch.no_grad()
+def compute(model: Hybrid, tokens_BL: Tensor) -> Outputs:
+    """Plait's own outputs, each window as one document."""
+    chosen: list[Tensor] = []
+    batch = tokens_BL.shape[0]
+    hooks = [
+        router.register_forward_hook(
+            lambda _, __, choice: chosen.append(choice.expert_TK.unflatten(0, (batch, -1)))
+        )
+        for router in model.routers
+    ]
+    positions = torch.arange(tokens_BL.shape[1]).expand_as(tokens_BL)
+    hidden, _ = model(tokens_BL, Packing(positions, None))
+    for hook in hooks:
+        hook.remove()
+    return Outputs(model.logits(hidden), chosen)
+
+
+@torch.no_grad()
+def check_model(folder: Path, entries: list[FileTensor], tokens_BL: Tensor, expected: Outputs) -> Agreement:
+    """Load the folder with transformers, in fp32 on the CPU, and compare.
+
+    Args:
+        entries: what is in the files.
+        tokens_BL: int64.
+        expected: plait's outputs for them, of the weights as written.
+
+    Raises:
+        ExportError: a tensor is missing, unknown or of another shape, or a logit differs by more than
+            1e-4 of the largest.
+    """
+    if not expected.logits_BLV.isfinite().all():
+        raise ExportError(
+            "the model's logits are not finite, so there is nothing to compare; export an earlier step"
+        )
+    with _quiet_transformers() as transformers, _torch_functions():
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        _check_inventory(model, info, entries)
+        model.eval()
+        routed: list[tuple[Tensor, Tensor]] = []
+        for name, module in model.named_modules():
+            if name.endswith("mixer.gate"):
+                module.register_forward_hook(lambda gate, _, out: routed.append(_routing(gate, out)))
+        logits_BLV = model(tokens_BL, use_cache=False).logits
+    same_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
+    for ours_BLK, (theirs_TK, scores_TE) in zip(expected.experts_BLK, routed, strict=True):
+        theirs_BLK = theirs_TK.view_as(ours_BLK)
+        same_BL &= _same_until_tie(ours_BLK, theirs_BLK, scores_TE.view(*tokens_BL.shape, -1), same_BL)
+    difference = (logits_BLV - expected.logits_BLV)[same_BL].abs()
+    if not difference.numel():
+        raise ExportError("every window begins with a tie of two experts; export another step")
+    error = float(difference.max() / expected.logits_BLV.abs().max())
+    if not error <= TOLERANCE:
+        raise ExportError(
+            f"transformers {transformers.__version__} computes other logits than plait, by {error:.1e} of "
+            f"the largest, where {TOLERANCE} is rounding; nothing was exported, please report this"
+        )
+    return Agreement(error, int(same_BL.sum()))
+
+
+def _check_inventory(model: Any, info: dict[str, Any], entries: list[FileTensor]) -> None:
+    for kind, found in info.items():
+        if found:
+            raise ExportError(
+                f"transformers reads the files with {kind} = {sorted(map(str, found))[:3]}; "
+                "nothing was exported, please report this"
+            )
+    written = sum(torch.Size(entry.shape).numel() for entry in entries)
+    held = sum(tensor.numel() for tensor in model.state_dict().values())
+    if written != held:
+        raise ExportError(
+            f"the files hold {written} numbers and transformers' model {held}; "
+            "nothing was exported, please report this"
+        )
+
+
+def _routing(gate: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    logits_TE, _, experts_TK = output
+    return experts_TK, logits_TE.sigmoid() + gate.e_score_correction_bias
+
+
+def _same_until_tie(ours_BLK: Tensor, theirs_BLK: Tensor, scores_BLE: Tensor, so_far_BL: Tensor) -> Tensor:
+    """Which positions come before the first that a rounding sent to another expert.
+
+    A token in another expert is another token for all that follow it in the window.
+
+    Raises:
+        ExportError: another choice where no two scores are close.
+    """
+    equal = (ours_BLK.sort(-1).values == theirs_BLK.sort(-1).values).all(-1)
+    flipped_BL = ~equal & so_far_BL
+    if not flipped_BL.any():
+        return so_far_BL
+    k = ours_BLK.shape[-1]
+    best = scores_BLE.topk(k + 1, dim=-1).values
+    gap_BL = best[..., k - 1] - best[..., k]
+    if (gap_BL[flipped_BL] > TIE).any():
+        raise ExportError(
+            "transformers sends tokens to other experts than plait; nothing was exported, please report this"
+        )
+    return flipped_BL.cumsum(1) == 0
+
+
+def check_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Load the folder's tokenizer with transformers and compare it with sentencepiece on hard texts.
+
+    Raises:
+        ExportError: other ids, or another text from them.
+    """
+    with _quiet_transformers() as transformers:
+        theirs = transformers.AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        for text in _hard_texts():
+            ids = tokenizer.encode(text)
+            if theirs(text)["input_ids"] != ids:
+                raise ExportError(
+                    f"transformers {transformers.__version__} gives other ids than sentencepiece for a text "
+                    f"that begins with {text[:20]!r}; nothing was exported, please report this"
+                )
+            if theirs.decode(ids) != tokenizer.decode(ids):
+                raise ExportError(
+                    f"transformers {transformers.__version__} decodes another text than sentencepiece where "
+                    f"it begins with {text[:20]!r}; nothing was exported, please report this"
+                )
+
+
+def _hard_texts() -> list[str]:
+    characters = "".join(chr(c) for c in range(0, 0x110000, 61) if not 0xD800 <= c < 0xE000)
+    garbage = bytes(i * 151 % 256 for i in range(4096)).decode("utf-8", "replace")
+    whitespace = "".join(" " * n + "\n" * (n % 4) + "\t" * (n % 3) for n in range(70))
+    specials = "<|endofdocument|><unk> <0x41><s></s>▁▁ a<|endofdocument|>"
+    code = Path(__file__).read_text(encoding="utf-8")
+    return ["", " ", "\n", characters, garbage, whitespace, specials, code, "\ufeffe\u0301é\r\n\x00"]
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[Any]:
+    """transformers without progress bars and log lines; its settings are put back after."""
+    import transformers
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _torch_functions() -> Iterator[None]:
+    """transformers' own torch functions in the place of CUDA kernels.
+
+    Where the packages mamba-ssm and causal-conv1d are installed it calls them, which take no tensors
+    on the CPU; the functions that they stand for are kept as `__wrapped__`.
+    """
+    from transformers.models.nemotron_h import modeling_nemotron_h as modeling
+
+    found = {
+        name: function
+        for name, function in vars(modeling).items()
+        if name.startswith(("mamba2_", "causal_conv1d_")) and hasattr(function, "__wrapped__")
+    }
+    for name, function in found.items():
+        setattr(modeling, name, function.__wrapped__)
+    try:
+        yield
+    finally:
+        for name, function in found.items():
+            setattr(modeling, name, function)

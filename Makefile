@@ -4,6 +4,7 @@ CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: help install demo test check format clean
 help:
@@ -16,14 +17,15 @@ help:
 install: $(READY)
 
 $(READY): pyproject.toml $(CONSTRAINTS)
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "plait needs Python >= 3.11; call make PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "plait needs Python 3.11 or later: make PYTHON=python3.12")'
+	@echo "setting up $(VENV) with the versions of $(CONSTRAINTS) (once; a minute or two)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first: where torch is already there, nothing pulls in another build of it.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	@$(PIP) install -c $(CONSTRAINTS) torch
+	@$(PIP) install -c $(CONSTRAINTS) -e '.[dev]'
 	@# pyright follows no import hooks; this link lets it see the package under its name.
-	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/plait
-	touch $@
+	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/plait
+	@touch $@
 
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh

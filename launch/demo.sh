@@ -16,11 +16,11 @@ mkdir -p corpora
 show plait data tokenizer corpora/stdlib.model --corpus stdlib --vocab-size 4096
 show plait data build "$corpus" --corpus stdlib --tokenizer corpora/stdlib.model
 
-say "2. A hybrid of Mamba-2, attention, MLP and experts learns, until kill -9 ends it after step 110"
+say "2. A hybrid of Mamba-2, attention, MLP and experts learns, until kill -9 ends it after step 90"
 printf '\033[2m$ plait train configs/demo.yaml\033[0m\n'
 plait train configs/demo.yaml &
 trainer=$!
-until [ -f "$run/metrics.jsonl" ] && [ "$(wc -l <"$run/metrics.jsonl")" -ge 110 ]; do
+until [ -f "$run/metrics.jsonl" ] && [ "$(wc -l <"$run/metrics.jsonl")" -ge 90 ]; do
     kill -0 "$trainer" 2>/dev/null || { wait "$trainer"; exit 1; }
     sleep 0.2
 done

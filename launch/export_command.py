@@ -24,7 +24,7 @@ def export(
     console = Console(highlight=False)
     with console.status("loading, writing, and reading back with transformers"):
         exported = export_run(run, out, step=step, dtype=dtype)
-    place = escape(str(exported.path))
+    place = escape(out)
     console.print(f"[bold green]exported[/] step {exported.step} of {escape(run)} to [bold]{place}[/]")
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
     table.add_column()

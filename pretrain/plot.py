@@ -8,7 +8,8 @@ from .run_folder import RunFolder, read_metrics
 
 __all__ = ["plot_losses"]
 
-SMOOTHING = 0.95
+SMOOTHING_SHARE = 0.04
+"""The smoothed curve averages, with a fading weight, over this share of a run's steps."""
 
 
 def plot_losses(runs: Sequence[Path], out: Path) -> Path:
@@ -59,9 +60,10 @@ def plot_losses(runs: Sequence[Path], out: Path) -> Path:
 
 def _smooth(values: Sequence[float]) -> list[float]:
     """Exponential average, without the bias of its start."""
+    keep = 1 - 1 / max(1.0, SMOOTHING_SHARE * len(values))
     smoothed, average, weight = [], 0.0, 0.0
     for value in values:
-        average = SMOOTHING * average + (1 - SMOOTHING) * value
-        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        average = keep * average + (1 - keep) * value
+        weight = keep * weight + (1 - keep)
         smoothed.append(average / weight)
     return smoothed

@@ -15,6 +15,22 @@ if TYPE_CHECKING:
 
 __all__ = ["MetricsFile", "TensorBoard"]
 
+TAGS = {
+    "loss": "loss/training",
+    "validation_loss": "loss/validation",
+    "grad_norm": "optimizer/grad_norm",
+    "lr": "optimizer/lr",
+    "tokens": "optimizer/tokens",
+    "tokens_per_second": "speed/tokens_per_second",
+    "step_seconds": "speed/step_seconds",
+    "data_seconds": "speed/data_seconds",
+    "mfu": "speed/mfu",
+}
+"""Where TensorBoard shows a metric; the rest are parts of the loss."""
+
+PER_LAYER = {"max_violation": "E", "state_norm": "M"}
+"""Metrics that have a number for each layer of a letter."""
+
 PROMPT = "def "
 SAMPLE_TOKENS = 48
 
@@ -60,10 +76,11 @@ class TensorBoard(Callback):
         if evaluated or step % trainer.config.log.every == 0:
             for name, value in metrics.items():
                 if isinstance(value, list):
-                    for layer, one in enumerate(value):
-                        writer.add_scalar(f"{name}/{layer}", one, step)
+                    layers = _layers(trainer.config.model.layers, PER_LAYER[name])
+                    for layer, one in zip(layers, value, strict=True):
+                        writer.add_scalar(f"{name}/layer_{layer:02d}", one, step)
                 elif name != "step":
-                    writer.add_scalar(_tag(name), value, step)
+                    writer.add_scalar(TAGS.get(name, f"loss/{name}"), value, step)
         if evaluated and (tokenizer := trainer.folder.tokenizer()):
             ids = continue_greedily(
                 trainer.state.model, tokenizer.encode(PROMPT), SAMPLE_TOKENS, dtype=trainer.dtype
@@ -75,6 +92,5 @@ class TensorBoard(Callback):
             self._writer.close()
 
 
-def _tag(name: str) -> str:
-    speed = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")
-    return f"{'speed' if name in speed else 'train'}/{name}"
+def _layers(pattern: str, letter: str) -> list[int]:
+    return [index for index, each in enumerate(pattern) if each == letter]

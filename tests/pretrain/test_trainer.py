@@ -135,11 +135,11 @@ def test_tensorboard_holds_scalars_config_and_a_sample(tiny):
     events = EventAccumulator(str(trainer.folder.tensorboard))
     events.Reload()
     tags = events.Tags()
-    assert {"train/loss", "train/validation_loss", "speed/tokens_per_second", "max_violation/0"} <= set(
+    assert {"loss/training", "loss/validation", "optimizer/lr", "speed/mfu", "max_violation/layer_03"} <= set(
         tags["scalars"]
     )
     assert {"config/text_summary", "sample/text_summary"} <= set(tags["tensors"])
-    assert [event.step for event in events.Scalars("train/loss")] == [4, 6, 8, 12]
+    assert [event.step for event in events.Scalars("loss/training")] == [4, 6, 8, 12]
 
 
 def test_only_matrices_decay(tiny):

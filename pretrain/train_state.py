@@ -58,8 +58,9 @@ class TrainState:
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Name -> live tensor: `model.*`, `optimizer.*` by the parameter's name, and the RNG's state."""
+        """Name -> live tensor: `model.*`, `optimizer.*` by the parameter's name, loads and random state."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"router.counts.{i}": router.counts for i, router in enumerate(self.model.routers)}
         for name, parameter in self.model.named_parameters():
             for kind, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{kind}.{name}"] = value

@@ -184,10 +184,8 @@ class Trainer:
         layers = [[o.counts_E for o in part.outputs if o.counts_E is not None] for part in parts]
         violations = []
         for router, *counts in zip(self.state.model.routers, *layers, strict=True):
-            total = torch.stack(counts).sum(0)
-            router.balance(total)
-            mean = total.double().mean()
-            violations.append(float((total.max() - mean) / mean))
+            router.balance(torch.stack(counts).sum(0))
+            violations.append(router.max_violation)
         return {"max_violation": violations} if violations else {}
 
     def _account(self, metrics: Metrics, seconds: float, waited: float) -> None:

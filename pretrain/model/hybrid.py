@@ -143,5 +143,6 @@ def build_model(
     model = model.to(dtype).to_empty(device=device)
     for router in model.routers:
         router.correction_bias.zero_()
+        router.counts.zero_()
     initialize(model, seed)
     return model

@@ -31,6 +31,9 @@ class Router(nn.Module):
     """Chooses K experts for each token, all of it in at least fp32."""
 
     correction_bias: Tensor
+    """(E,): takes part in the choice of experts only."""
+    counts: Tensor
+    """(E,): tokens that each expert got in the last step, over all ranks."""
 
     def __init__(self, d_model: int, config: MoEConfig, std: float) -> None:
         super().__init__()
@@ -38,6 +41,7 @@ class Router(nn.Module):
         self.weight = declare(self, "weight", (config.num_experts, d_model), Normal(std))
         # Moved by the balance, not by the gradient: part of the state, not a parameter.
         self.register_buffer("correction_bias", torch.zeros(config.num_experts))
+        self.register_buffer("counts", torch.zeros(config.num_experts), persistent=False)
 
     def forward(self, x_BLD: Tensor) -> Choice:
         """Choose by score plus bias, weigh by score alone."""
@@ -74,9 +78,16 @@ class Router(nn.Module):
         Args:
             counts_E: tokens that each expert got in the whole step, over all ranks.
         """
+        self.counts.copy_(counts_E)
         if self.config.score_bias:
-            counts = counts_E.to(self.correction_bias.dtype)
-            self.correction_bias += self.config.score_bias_rate * torch.sign(counts.mean() - counts)
+            lack = self.counts.mean() - self.counts
+            self.correction_bias += self.config.score_bias_rate * torch.sign(lack)
+
+    @property
+    def max_violation(self) -> float:
+        """How far the fullest expert was above the mean: 0 is even, 1 twice the mean (arXiv 2408.15664)."""
+        mean = self.counts.mean()
+        return float((self.counts.max() - mean) / mean)
 
 
 class Experts(nn.Module):

@@ -4,31 +4,33 @@
               --shuffle-> train.bin/.idx and validation.bin/.idx, by Megatron's own builder
               --rename--> OUT/
 
-Memory holds some 32 bytes a document; the text and the tokens stream.
+Memory holds some 40 bytes a document; the text and the tokens stream.
 """
 
-import fcntl
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import UserError
-from .manifest import MANIFEST, FileRecord, Manifest, Split, read_manifest
+from .atomic_folder import appearing_at_once
+from .documents import Document, Mask
+from .encoding import Encoder, encode_documents
+from .manifest import MANIFEST, FileRecord, Manifest, MaskRecord, Split, entropy, read_manifest
+from .mask import MaskWriter
 from .permutation import derive_key, shuffled
 from .shards import megatron_indexed_dataset
 from .tokenizer import Tokenizer
 
 __all__ = ["Progress", "build", "num_held_out"]
 
-TOKENIZER = "tokenizer.model"
 SPLITS = ("train", "validation")
-BATCH_CHARACTERS = 4 * 2**20
-BATCH_DOCUMENTS = 4096
+OURS = {MANIFEST, "tokenizer.model", "tokenizer"} | {
+    f"{name}.{suffix}" for name in SPLITS for suffix in ("bin", "idx", "mask")
+}
 REPORT_DOCUMENTS = 256
 MOST_HELD_OUT = 10_000
 
@@ -44,20 +46,24 @@ class Progress(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """All documents' tokens one after the other in a file, where each ends, and its bytes of text."""
+    """All documents' tokens one after the other in a file, and for each document where it ends, how many
+    of its tokens are a prompt's, and its bytes of text."""
 
     tokens: np.ndarray
     ends: np.ndarray
+    prompts: np.ndarray
     text_bytes: np.ndarray
 
 
 def build(
     out: str | Path,
-    documents: Iterable[str],
+    documents: Iterable[Document | str],
     tokenizer: Tokenizer,
     *,
     seed: int = 0,
     validation: float | None = None,
+    mask: Mask = "none",
+    workers: int = 1,
     description: Sequence[str] = (),
     force: bool = False,
     report: Callable[[Progress], None] = lambda _: None,
@@ -67,24 +73,32 @@ def build(
     It replaces a corpus that was built with the same tokenizer; it never replaces anything else.
 
     Args:
-        out: the folder.
-        documents: texts; read once.
+        out: the folder; those above it are made.
+        documents: read once; a str is a document without a prompt.
         tokenizer: its end-of-document id closes every document.
         seed: decides the order of the documents and which are held out.
         validation: documents to hold out; see :func:`num_held_out`.
+        mask: "prompt" writes masks by which the tokens of prompts are no targets.
+        workers: processes that tokenize; the bytes written are the same for any number.
         description: what the corpus is, for the manifest.
         force: replace a corpus of another tokenizer too.
         report: called now and then.
 
     Raises:
         UserError: no document, ``out`` is something else than a corpus, another tokenizer, another
-            build at work, or a held-out share that leaves nothing to train on.
+            build at work, a held-out share that leaves nothing to train on, masks without a prompt, or
+            a process that died.
     """
     out = Path(os.path.abspath(out))
     _check_target(out, tokenizer, force)
-    dtype = _dtype_for(tokenizer)
-    with _appearing_at_once(out) as folder:
-        scratch = _tokenize(documents, tokenizer, dtype, folder / "scratch", report)
+    encoder = Encoder(tokenizer, _dtype_for(tokenizer))
+    with appearing_at_once(out) as folder:
+        scratch = _tokenize(documents, encoder, workers, folder / "scratch", report)
+        if mask == "prompt" and not scratch.prompts.any():
+            raise UserError(
+                "mask = prompt, but no document has a prompt; name the rows' keys with --prompt-key and "
+                "--completion-key, or build without a mask"
+            )
         order = shuffled(len(scratch.ends), derive_key(seed, "documents"))
         held_out = num_held_out(len(order), validation)
         splits: dict[str, Split] = {}
@@ -92,10 +106,10 @@ def build(
         for name, part in zip(SPLITS, (order[held_out:], order[:held_out]), strict=True):
             if len(part):
                 counted = counts if name == "train" else None
-                splits[name] = _write_split(folder / name, scratch, part, counted, report)
+                splits[name] = _write_split(folder / name, scratch, part, mask, counted, report)
         del scratch
         (folder / "scratch").unlink()
-        tokenizer.save(folder / TOKENIZER)
+        tokenizer.save_into(folder)
         train = splits["train"]
         manifest = Manifest(
             corpus=list(description),
@@ -103,9 +117,9 @@ def build(
             tokenizer_sha256=tokenizer.fingerprint,
             vocab_size=tokenizer.vocab_size,
             end_of_document=tokenizer.end_of_document,
-            dtype="uint16" if dtype == np.uint16 else "int32",
+            dtype="uint16" if encoder.dtype == np.uint16 else "int32",
             bytes_per_token=train.text_bytes / train.tokens,
-            unigram_entropy=_entropy(counts),
+            unigram_entropy=entropy(counts),
             splits=splits,
         )
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -145,8 +159,7 @@ def _check_target(out: Path, tokenizer: Tokenizer, force: bool) -> None:
         return
     if not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder to build into")
-    ours = {MANIFEST, TOKENIZER, *(f"{name}.{suffix}" for name in SPLITS for suffix in ("bin", "idx"))}
-    strangers = sorted({path.name for path in out.iterdir()} - ours)
+    strangers = sorted({path.name for path in out.iterdir()} - OURS)
     if strangers:
         raise UserError(f"{out}: holds {strangers[0]}, which no build wrote; name a new folder")
     manifest = read_manifest(out)
@@ -169,49 +182,34 @@ def _dtype_for(tokenizer: Tokenizer) -> type[np.uint16] | type[np.int32]:
 
 
 def _tokenize(
-    documents: Iterable[str],
-    tokenizer: Tokenizer,
-    dtype: type[np.integer],
+    documents: Iterable[Document | str],
+    encoder: Encoder,
+    workers: int,
     path: Path,
     report: Callable[[Progress], None],
 ) -> Scratch:
-    lengths: list[np.ndarray] = []
-    text_bytes: list[np.ndarray] = []
+    columns: list[tuple[np.ndarray, ...]] = []
     num_documents = num_tokens = num_bytes = 0
-    with path.open("wb") as file:
-        for batch in _batches(documents):
-            encoded = tokenizer.encode_batch(batch)
-            for ids in encoded:
-                file.write(np.array([*ids, tokenizer.end_of_document], dtype=dtype).tobytes())
-            lengths.append(np.array([len(ids) + 1 for ids in encoded], dtype=np.int64))
-            text_bytes.append(np.array([len(text.encode()) for text in batch], dtype=np.int64))
-            num_documents += len(batch)
-            num_tokens += int(lengths[-1].sum())
-            num_bytes += int(text_bytes[-1].sum())
+    with path.open("wb") as file, closing(encode_documents(documents, encoder, workers)) as batches:
+        for encoded in batches:
+            file.write(encoded.tokens.tobytes())
+            columns.append((encoded.lengths, encoded.prompts, encoded.text_bytes))
+            num_documents += len(encoded.lengths)
+            num_tokens += len(encoded.tokens)
+            num_bytes += int(encoded.text_bytes.sum())
             report(Progress("tokenize", num_documents, num_tokens, num_bytes, None))
     if not num_documents:
         raise UserError("the corpus holds no documents; name one that does")
-    tokens = np.memmap(path, dtype=dtype, mode="r")
-    return Scratch(tokens, np.cumsum(np.concatenate(lengths)), np.concatenate(text_bytes))
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in documents:
-        batch.append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+    tokens = np.memmap(path, dtype=encoder.dtype, mode="r")
+    lengths, prompts, text_bytes = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return Scratch(tokens, np.cumsum(lengths), prompts, text_bytes)
 
 
 def _write_split(
     prefix: Path,
     scratch: Scratch,
     part: np.ndarray,
+    mask: Mask,
     counts: np.ndarray | None,
     report: Callable[[Progress], None],
 ) -> Split:
@@ -220,18 +218,23 @@ def _write_split(
         f"{prefix}.bin", dtype=scratch.tokens.dtype.type
     )
     num_tokens = num_bytes = 0
-    for start in range(0, len(part), REPORT_DOCUMENTS):
-        written = []
-        for document in part[start : start + REPORT_DOCUMENTS]:
-            begin = scratch.ends[document - 1] if document else 0
-            tokens = np.asarray(scratch.tokens[begin : scratch.ends[document]])
-            builder.add_document(tokens, [len(tokens)])
-            written.append(tokens)
-            num_tokens += len(tokens)
-            num_bytes += int(scratch.text_bytes[document])
-        if counts is not None:
-            counts += np.bincount(np.concatenate(written), minlength=len(counts))
-        report(Progress(f"write {prefix.name}", start + len(written), num_tokens, num_bytes, len(part)))
+    with ExitStack() as stack:
+        writer = stack.enter_context(MaskWriter(Path(f"{prefix}.mask"))) if mask == "prompt" else None
+        for start in range(0, len(part), REPORT_DOCUMENTS):
+            group = part[start : start + REPORT_DOCUMENTS]
+            written = []
+            for document in group:
+                begin = scratch.ends[document - 1] if document else 0
+                tokens = np.asarray(scratch.tokens[begin : scratch.ends[document]])
+                builder.add_document(tokens, [len(tokens)])
+                written.append(tokens)
+                if writer:
+                    writer.append(np.arange(len(tokens)) >= scratch.prompts[document])
+            num_tokens += sum(map(len, written))
+            num_bytes += int(scratch.text_bytes[group].sum())
+            if counts is not None:
+                counts += np.bincount(np.concatenate(written), minlength=len(counts))
+            report(Progress(f"write {prefix.name}", start + len(group), num_tokens, num_bytes, len(part)))
     builder.finalize(f"{prefix}.idx")
     return Split(
         documents=len(part),
@@ -239,64 +242,5 @@ def _write_split(
         text_bytes=num_bytes,
         bin=FileRecord.of(Path(f"{prefix}.bin")),
         idx=FileRecord.of(Path(f"{prefix}.idx")),
+        mask=MaskRecord.of(Path(f"{prefix}.mask"), counted_tokens=writer.counted) if writer else None,
     )
-
-
-def _entropy(counts: np.ndarray) -> float:
-    """Of the distribution with these counts, in nats."""
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
-
-
-@contextmanager
-def _appearing_at_once(out: Path) -> Iterator[Path]:
-    """A folder to fill, which takes the name ``out`` at the end and vanishes if anything fails.
-
-    What a killed build left behind is cleared by the next; a build at work is told by its lock.
-    """
-    folder = out.with_name(f".{out.name}.building")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{out}: no folder can be made here: {error.strerror}; name another place") from None
-    try:
-        _lock(lock, folder, out)
-        _clear(folder)
-        try:
-            yield folder
-            _replace(folder, out)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-    finally:
-        os.close(lock)
-
-
-def _lock(lock: int, folder: Path, out: Path) -> None:
-    busy = UserError(f"{out}: another build is writing it; wait for it or name another folder")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise busy from None
-    # Between opening and locking, the other build may have finished and renamed what was opened.
-    with suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(lock), folder.stat()):
-            return
-    raise busy
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-
-
-def _replace(folder: Path, out: Path) -> None:
-    if not out.exists():
-        folder.rename(out)
-        return
-    old = out.with_name(f".{out.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    out.rename(old)
-    folder.rename(out)
-    shutil.rmtree(old)

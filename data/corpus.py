@@ -1,17 +1,14 @@
-"""Corpora: where text comes from. Documents are streamed as str; a corpus never sits in memory."""
+"""Corpora: where text comes from. Documents are streamed; a corpus never sits in memory."""
 
-import glob
-import json
-import logging
 import os
 import sysconfig
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
+from .compression import COMPRESSED_SUFFIXES, open_bytes, plain_suffix
+from .documents import Document, Keys
+from .rows import HUB, check_hub, dataset_documents, hub_documents, jsonl_documents, parquet_documents
 
 __all__ = ["STDLIB", "Corpus"]
 
@@ -20,47 +17,60 @@ STDLIB = "stdlib"
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".txt", ".md", ".py", ".rst")
-COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
+PARQUET_SUFFIX = ".parquet"
+# A .json file in a folder is more often settings than lines; named by itself it is taken for lines.
+FOLDER_SUFFIXES = (*TEXT_SUFFIXES, *JSONL_SUFFIXES[:2], PARQUET_SUFFIX)
 # Installed packages are no part of the standard library; its tests are data and repetition, not code.
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
-# Arrow's strings have 31-bit offsets, and a file read as one document is one string.
-LARGEST_TEXT_FILE = 2**31 - 1
+LARGEST_TEXT_FILE = 2**31
 
 
 class Corpus:
     """Documents from one or more sources, in a fixed order, as often as asked.
 
     Args:
-        sources: each ``"stdlib"``, a file, or a folder that is searched to the bottom for
-            ``*.txt, *.md, *.py, *.rst`` and ``*.jsonl`` (also ``.gz``, ``.bz2``, ``.xz``). A file
-            is one document, with line ends read as newlines; a line of a JSONL file is one document.
-        text_key: the key of a JSONL line that holds its text.
+        sources: each one of
+
+            - ``"stdlib"``;
+            - a file: ``*.jsonl``, ``*.ndjson`` or ``*.json``, a document a line; ``*.parquet``, a
+              document a row; any other, one document, with line ends read as newlines. All but Parquet
+              also as ``.gz``, ``.bz2``, ``.xz`` or ``.zst``;
+            - a dataset that the `datasets` library saved to disk, a document a row;
+            - a folder, searched to the bottom for datasets and ``*.txt, *.md, *.py, *.rst, *.jsonl,
+              *.ndjson, *.parquet``;
+            - ``"hub:OWNER/NAME[:CONFIG][@SPLIT]"``, streamed from the Hugging Face hub.
+        keys: where the rows hold their text.
 
     Raises:
-        UserError: no source, a missing path, a folder without such files.
+        UserError: no source, a missing path, a folder without such files, a hub out of reach.
     """
 
-    def __init__(self, sources: Sequence[str], text_key: str = "text") -> None:
+    def __init__(self, sources: Sequence[str], keys: Keys | str = "text") -> None:
         if not sources:
             raise UserError("no corpus was named; give 'stdlib', a file or a folder")
-        self.text_key = text_key
+        self.keys = Keys(keys) if isinstance(keys, str) else keys
         self.sources = list(sources)
         self.files = {source: _files(source) for source in sources}
 
     def __iter__(self) -> Iterator[str]:
+        """The texts, each with its prompt before it; see :meth:`documents`."""
+        for document in self.documents():
+            yield document.prompt + document.text
+
+    def documents(self) -> Iterator[Document]:
         """The documents; empty ones are left out, and lone surrogates become U+FFFD.
 
         Raises:
-            UserError: a file that is not UTF-8, a JSONL line that is not JSON or has no text under
-                the key, or no document at all.
+            UserError: a file that is damaged or not UTF-8, a row without a string under the keys, or no
+                document at all.
         """
         empty = True
         for source, files in self.files.items():
             for file in files:
-                for text in self._documents(source, file):
-                    if text:
+                for document in self._documents(source, file):
+                    if document.text or document.prompt:
                         empty = False
-                        yield _without_lone_surrogates(text)
+                        yield document
         if empty:
             raise UserError(
                 f"{', '.join(self.sources)}: holds no text; name a corpus with some documents in it"
@@ -71,28 +81,69 @@ class Corpus:
         """What the corpus is, for the manifest: one line a source."""
         return [_describe(source, files) for source, files in self.files.items()]
 
-    def _documents(self, source: str, file: Path) -> Iterator[str]:
-        if source == STDLIB:
+    def _documents(self, source: str, file: Path) -> Iterator[Document]:
+        if source.startswith(HUB):
+            yield from hub_documents(source, self.keys)
+        elif source == STDLIB:
             yield from _python_source(file)
-        elif _plain_suffix(file) in JSONL_SUFFIXES:
-            yield from _jsonl_documents(file, self.text_key)
+        elif file.is_dir():
+            yield from dataset_documents(file, self.keys)
+        elif plain_suffix(file) in JSONL_SUFFIXES:
+            yield from jsonl_documents(file, self.keys)
+        elif file.suffix.lower() == PARQUET_SUFFIX:
+            yield from parquet_documents(file, self.keys)
         else:
-            yield from _rows(file, sample_by="document")
+            yield _whole_file(file)
 
 
 def _files(source: str) -> list[Path]:
+    """What a source is read from, in order: files, and folders of saved datasets."""
+    if source.startswith(HUB):
+        check_hub(source)
+        return [Path(source)]
     if source == STDLIB:
         return _stdlib_files(Path(sysconfig.get_paths()["stdlib"]))
     path = Path(source)
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f"{source}: no such file or folder; a corpus is 'stdlib', a file or a folder")
-    suffixes = (*TEXT_SUFFIXES, *JSONL_SUFFIXES[:2])
-    files = sorted(p for p in path.rglob("*") if _plain_suffix(p) in suffixes and p.is_file())
+        hub = f" (a dataset of the hub is {HUB}{source})" if source.count("/") == 1 else ""
+        raise UserError(f"{source}: no such file or folder{hub}; a corpus is 'stdlib', a file or a folder")
+    if (path / "dataset_dict.json").is_file():
+        return [_train_split(path)]
+    files = sorted(_search(path))
     if not files:
-        raise UserError(f"{source}: no {', '.join('*' + s for s in suffixes)} file lies in this folder")
+        shown = ", ".join("*" + suffix for suffix in FOLDER_SUFFIXES)
+        raise UserError(f"{source}: no {shown} file and no saved dataset lies in this folder")
     return files
+
+
+def _search(folder: Path) -> Iterator[Path]:
+    for name, subfolders, names in os.walk(folder):
+        here = Path(name)
+        if _is_saved_dataset(here):
+            subfolders.clear()
+            yield here
+            continue
+        for path in (here / name for name in names):
+            parquet_inside = (
+                path.suffix.lower() in COMPRESSED_SUFFIXES and plain_suffix(path) == PARQUET_SUFFIX
+            )
+            if plain_suffix(path) in FOLDER_SUFFIXES and not parquet_inside and path.is_file():
+                yield path
+
+
+def _is_saved_dataset(folder: Path) -> bool:
+    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+
+
+def _train_split(folder: Path) -> Path:
+    """Of a saved dataset of several splits."""
+    splits = sorted(path.name for path in folder.iterdir() if _is_saved_dataset(path))
+    if "train" in splits or len(splits) == 1:
+        return folder / ("train" if "train" in splits else splits[0])
+    shown = ", ".join(splits) or "nothing that is whole"
+    raise UserError(f"{folder}: holds the splits {shown}; name the folder of one, such as {folder}/SPLIT")
 
 
 def _stdlib_files(root: Path) -> list[Path]:
@@ -104,110 +155,24 @@ def _stdlib_files(root: Path) -> list[Path]:
     return sorted(files)
 
 
-def _python_source(file: Path) -> Iterator[str]:
+def _python_source(file: Path) -> Iterator[Document]:
     try:
-        yield file.read_bytes().decode("utf-8")
+        yield Document(file.read_bytes().decode("utf-8"))
     except UnicodeDecodeError:
         return
 
 
-def _plain_suffix(file: Path) -> str:
-    suffix = file.suffix.lower()
-    return Path(file.stem).suffix.lower() if suffix in COMPRESSED_SUFFIXES else suffix
+def _whole_file(file: Path) -> Document:
+    with open_bytes(file) as stream:
+        content = stream.read(LARGEST_TEXT_FILE + 1)
+        if len(content) > LARGEST_TEXT_FILE:
+            raise UserError(f"{file}: more than 2 GiB as one document; cut it up, or make it JSONL")
+        return Document(content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _describe(source: str, files: list[Path]) -> str:
+    if source.startswith(HUB):
+        return source
     if source == STDLIB:
         return f"stdlib of Python {sysconfig.get_python_version()} ({len(files)} files)"
     return f"{source} ({len(files)} {'file' if len(files) == 1 else 'files'})"
-
-
-def _jsonl_documents(file: Path, key: str) -> Iterator[str]:
-    # Lines are parsed here and not by the library's JSON reader: it guesses one schema for all
-    # lines, fills a missing key with null and turns numbers into strings.
-    for number, line in enumerate(_rows(file, sample_by="line", keep_linebreaks=True), start=1):
-        line = line.removeprefix("\ufeff") if number == 1 else line
-        if line.strip():
-            yield _text_of(line, key, f"{file}:{number}")
-
-
-def _text_of(line: str, key: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UserError(f"{where}: not JSON: {_shown(line.strip())}; each line is one object") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: holds {_shown(row)}, not an object with the key '{key}'")
-    if key not in row:
-        keys = ", ".join(f"'{name}'" for name in list(row)[:8]) or "none"
-        raise UserError(
-            f"{where}: no key '{key}' among its keys ({keys}); name the right one with --text-key"
-        )
-    if not isinstance(row[key], str):
-        raise UserError(f"{where}: '{key}' is {_shown(row[key])}, not a string")
-    return row[key]
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:60] + "…"
-
-
-def _rows(file: Path, **options: Any) -> Iterator[str]:
-    """The rows of one file through the datasets library, streaming."""
-    if "::" in str(file):
-        raise UserError(
-            f"{file}: '::' in a path names a chain of archives to the datasets library; rename it"
-        )
-    if options["sample_by"] == "document" and file.stat().st_size > LARGEST_TEXT_FILE:
-        raise UserError(f"{file}: more than 2 GiB as one document; cut it up, or make it JSONL")
-    with _quiet_datasets() as datasets, tempfile.TemporaryDirectory(prefix="plait-datasets-") as cache:
-        try:
-            # The library takes a path for a pattern. Even a streaming read leaves lock files behind
-            # in its cache, hence one of its own that goes with it.
-            rows = datasets.load_dataset(
-                "text",
-                data_files=[glob.escape(str(file.absolute()))],
-                split="train",
-                streaming=True,
-                cache_dir=cache,
-                **options,
-            )
-            for row in rows:
-                yield row["text"]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file}: not UTF-8 ({error.reason}); convert it first") from None
-        except (EOFError, OSError) as error:
-            raise UserError(f"{file}: cannot be read: {error}; is it whole?") from None
-
-
-@contextmanager
-def _quiet_datasets() -> Iterator[Any]:
-    """The datasets library without progress bars, log lines and the request by which it counts its
-    uses over the network, even of local files; its settings are put back after."""
-    import datasets
-    from datasets import config
-    from datasets.utils import logging as datasets_logging
-
-    level = datasets_logging.get_verbosity()
-    bars = datasets.utils.are_progress_bars_disabled()
-    counts = config.HF_UPDATE_DOWNLOAD_COUNTS
-    datasets_logging.set_verbosity(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    try:
-        yield datasets
-    finally:
-        datasets_logging.set_verbosity(level)
-        config.HF_UPDATE_DOWNLOAD_COUNTS = counts
-        if not bars:
-            datasets.enable_progress_bars()
-
-
-def _without_lone_surrogates(text: str) -> str:
-    """JSON may spell half a surrogate pair, which no encoding can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

@@ -1,10 +1,11 @@
-"""The loader: batches read ahead in a background thread."""
+"""The loader: batches read ahead by background threads, in the same order for any number of them."""
 
+import itertools
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -32,7 +33,8 @@ class Loader:
         batch_size: samples a batch, over all ranks.
         rows: this rank's part of each batch; all of it by default.
         isolate_documents: as for :func:`plait.data.window.window`.
-        prefetch: batches to read ahead.
+        prefetch: batches that a thread reads ahead.
+        workers: threads; each reads every so many-th batch.
 
     Attributes:
         cursor: samples consumed, over all ranks: those of the batches that :meth:`next` gave out.
@@ -48,6 +50,7 @@ class Loader:
         rows: slice = slice(None),
         isolate_documents: bool = True,
         prefetch: int = 2,
+        workers: int = 1,
     ) -> None:
         mine = range(batch_size)[rows]
         if not mine:
@@ -55,21 +58,34 @@ class Loader:
         self.cursor = cursor
         self.batch_size = batch_size
         self._failure: BaseException | None = None
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=prefetch)
+        # Batch number k is thread k % workers' and comes through that thread's own queue.
+        self._queues: list[queue.Queue[Batch | BaseException]] = [
+            queue.Queue(maxsize=prefetch) for _ in range(workers)
+        ]
+        self._taken = 0
 
         def read(first: int) -> Batch:
             return batch(plan, shards, [first + row for row in mine], isolate_documents=isolate_documents)
 
         stop = threading.Event()
-        # The thread knows the queue and not the loader, so that a loader that is dropped ends it.
-        thread = threading.Thread(
-            target=_read_ahead,
-            args=(read, cursor, batch_size, self._queue, stop),
-            name="plait-loader",
-            daemon=True,
-        )
-        thread.start()
-        self._finalizer = weakref.finalize(self, _end, thread, stop)
+        # The threads know the queues and not the loader, so that a loader that is dropped ends them.
+        threads = [
+            threading.Thread(
+                target=_read_ahead,
+                args=(
+                    read,
+                    itertools.count(cursor + worker * batch_size, workers * batch_size),
+                    batches,
+                    stop,
+                ),
+                name="plait-loader",
+                daemon=True,
+            )
+            for worker, batches in enumerate(self._queues)
+        ]
+        for thread in threads:
+            thread.start()
+        self._finalizer = weakref.finalize(self, _end, threads, stop)
 
     def next(self) -> tuple[Batch, float]:
         """The next batch and the seconds that were spent waiting for it.
@@ -87,8 +103,9 @@ class Loader:
             raise RuntimeError("the loader is closed")
         if self._failure is None:
             began = time.perf_counter()
-            item = self._queue.get()
+            item = self._queues[self._taken % len(self._queues)].get()
             waited = time.perf_counter() - began
+            self._taken += 1
             if not isinstance(item, BaseException):
                 self.cursor += self.batch_size
                 return item, waited
@@ -96,7 +113,7 @@ class Loader:
         raise self._failure
 
     def close(self) -> None:
-        """End the thread; also at the end of a ``with`` block, of the loader's life, or of Python."""
+        """End the threads; also at the end of a ``with`` block, of the loader's life, or of Python."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -110,18 +127,18 @@ class Loader:
 
 def _read_ahead(
     read: Callable[[int], Batch],
-    cursor: int,
-    batch_size: int,
+    cursors: Iterable[int],
     batches: "queue.Queue[Batch | BaseException]",
     stop: threading.Event,
 ) -> None:
     item: Batch | BaseException
-    while not stop.is_set():
+    for cursor in cursors:
+        if stop.is_set():
+            return
         try:
             item = read(cursor)
         except BaseException as error:
             item = error
-        cursor += batch_size
         while not stop.is_set():
             try:
                 batches.put(item, timeout=POLL_SECONDS)
@@ -132,6 +149,7 @@ def _read_ahead(
             return
 
 
-def _end(thread: threading.Thread, stop: threading.Event) -> None:
+def _end(threads: list[threading.Thread], stop: threading.Event) -> None:
     stop.set()
-    thread.join()
+    for thread in threads:
+        thread.join()

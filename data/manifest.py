@@ -5,11 +5,21 @@ import json
 from pathlib import Path
 from typing import Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import UserError
 
-__all__ = ["MANIFEST", "FileRecord", "Manifest", "Split", "manifest_of", "read_manifest", "verify"]
+__all__ = [
+    "MANIFEST",
+    "FileRecord",
+    "Manifest",
+    "MaskRecord",
+    "Split",
+    "entropy",
+    "manifest_of",
+    "read_manifest",
+]
 
 MANIFEST = "manifest.json"
 KIND = "plait corpus"
@@ -28,19 +38,36 @@ class FileRecord(Record):
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> Self:
+    def of(cls, path: Path, **more: int) -> Self:
+        """The record of a file as it is now; ``more`` is what a kind of record holds besides."""
         with path.open("rb") as file:
-            return cls(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(bytes=path.stat().st_size, sha256=digest, **more)
+
+
+class MaskRecord(FileRecord):
+    """A mask's file, and how many tokens it lets count as targets."""
+
+    counted_tokens: int
 
 
 class Split(Record):
-    """What ``train`` or ``validation`` holds; tokens count the end-of-document ids, bytes the text."""
+    """What ``train`` or ``validation`` holds; tokens count the end-of-document ids, bytes the text.
+
+    ``mask`` is null where every token counts as a target.
+    """
 
     documents: int
     tokens: int
     text_bytes: int
     bin: FileRecord
     idx: FileRecord
+    mask: MaskRecord | None = None
+
+    def files(self, prefix: str | Path) -> dict[Path, FileRecord]:
+        """The records by the paths of the files they describe."""
+        records = {"bin": self.bin, "idx": self.idx, "mask": self.mask}
+        return {Path(f"{prefix}.{suffix}"): record for suffix, record in records.items() if record}
 
 
 class Manifest(Record):
@@ -94,35 +121,7 @@ def manifest_of(prefix: str | Path) -> Manifest | None:
     return manifest if manifest and prefix.name in manifest.splits else None
 
 
-def verify(folder: str | Path) -> Manifest:
-    """Compare every file of a corpus with the manifest's sizes and checksums; reads all of it.
-
-    Raises:
-        UserError: no manifest, or the first file that is missing or differs.
-    """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise UserError(
-            f"{folder}: holds no {MANIFEST} to verify against; name a folder of `plait data build`"
-        )
-    for name, split in manifest.splits.items():
-        for suffix, record in (("bin", split.bin), ("idx", split.idx)):
-            _check(folder / f"{name}.{suffix}", record)
-    tokenizer = folder / "tokenizer.model"
-    if not tokenizer.is_file() or FileRecord.of(tokenizer).sha256 != manifest.tokenizer_sha256:
-        raise UserError(f"{tokenizer}: missing, or not the tokenizer that the manifest names; rebuild")
-    return manifest
-
-
-def _check(path: Path, record: FileRecord) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: is missing; rebuild the corpus or copy it again")
-    found = FileRecord.of(path)
-    if found != record:
-        what = (
-            f"{found.bytes} bytes, the manifest says {record.bytes}"
-            if found.bytes != record.bytes
-            else "its SHA-256 is not the manifest's"
-        )
-        raise UserError(f"{path}: {what}; rebuild the corpus or copy it again")
+def entropy(counts: np.ndarray) -> float:
+    """Of the distribution with these counts, in nats."""
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())

@@ -3,9 +3,10 @@
 A plan lists stages. A stage holds from its first sample on, and says seed, window length and sources.
 Sample i of a stage is found in three steps, each in integer arithmetic and without state:
 
-1. *Which source*: the weights are whole numbers w_1 … w_S with sum P. The first source takes
-   round(n w_1 / P) of the first n samples, the second its share of the rest by the same rule, and so
-   on. So any n samples hold each source within S of its share, and every P exactly.
+1. *Which source*: the weights are whole numbers with sum P. The sources are halved again and again;
+   of n samples that reach a half-way point, the first half, of weight w among W, gets round(n w / W)
+   and the second the rest. So the first n samples hold each of S sources to within ceil(log2 S) of
+   its share, every P samples hold it exactly, and finding a sample's source takes log2 S steps.
 2. *Which window of it*: the k-th sample of a source is window number k of its stream, counted on
    over epochs. An epoch cuts the stream into windows of seq_len tokens from an offset that differs
    from epoch to epoch, so that cuts fall elsewhere. It leaves out fewer than 2 seq_len tokens.
@@ -18,10 +19,12 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple, Self
 
 from ..errors import UserError
@@ -35,7 +38,8 @@ SEGMENT_TOKENS = 2**24
 has to part the windows of one long document. 32 MiB of two-byte tokens stay in a page cache while they
 are read at random, and it is what a change of stage skips of a source at most."""
 
-FORMAT = 1
+FORMAT = 2
+OPENING_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Stage:
     def after(self, samples: int) -> tuple[Source, ...]:
         """The sources as a stage that follows ``samples`` samples of this one finds them: each at
         the end of the segment it was in, or untouched if it was not read."""
-        return tuple(self._source_after(j, count) for j, count in enumerate(self._counts(samples)))
+        return tuple(self._source_after(j, count) for j, count in enumerate(self.counts(samples)))
 
     def _source_after(self, j: int, count: int) -> Source:
         if not count:
@@ -123,20 +127,40 @@ class Stage:
         divisor = math.gcd(*numbers)
         return tuple(n // divisor for n in numbers)
 
-    def _counts(self, n: int) -> list[int]:
-        """How many of the first n samples come from each source."""
-        counts, total = [], sum(self._weights)
-        for weight in self._weights:
-            counts.append((2 * n * weight + total) // (2 * total))
-            n -= counts[-1]
-            total -= weight
-        return counts
+    @cached_property
+    def _weight_before(self) -> tuple[int, ...]:
+        """The sum of the weights before each source, and of all."""
+        return (0, *accumulate(self._weights))
+
+    def _first_half(self, n: int, begin: int, middle: int, end: int) -> int:
+        """Of n samples from the sources begin … end - 1, how many are from begin … middle - 1."""
+        before = self._weight_before
+        weight, total = before[middle] - before[begin], before[end] - before[begin]
+        return (2 * n * weight + total) // (2 * total)
+
+    def counts(self, samples: int) -> list[int]:
+        """How many of the first samples come from each source."""
+
+        def split(n: int, begin: int, end: int) -> list[int]:
+            if end - begin == 1:
+                return [n]
+            middle = (begin + end) // 2
+            first = self._first_half(n, begin, middle, end)
+            return split(first, begin, middle) + split(n - first, middle, end)
+
+        return split(samples, 0, len(self.sources))
 
     def _turn(self, index: int) -> tuple[int, int]:
         """The source of sample ``index``, and how many samples before it had that source."""
-        before, after = self._counts(index), self._counts(index + 1)
-        j = next(j for j, (b, a) in enumerate(zip(before, after, strict=True)) if a > b)
-        return j, before[j]
+        begin, end = 0, len(self.sources)
+        while end - begin > 1:
+            middle = (begin + end) // 2
+            before = self._first_half(index, begin, middle, end)
+            if self._first_half(index + 1, begin, middle, end) > before:
+                end, index = middle, before
+            else:
+                begin, index = middle, index - before
+        return begin, index
 
     @property
     def _segment_windows(self) -> int:
@@ -216,6 +240,19 @@ class Plan:
         stage = self.stages[bisect_right(self.stages, index, key=lambda stage: stage.first_sample) - 1]
         return stage.sample(index - stage.first_sample)
 
+    def shares(self, samples: int) -> dict[str, float]:
+        """The fraction of the run's first samples that each source was drawn for, by prefix.
+
+        All of it is arithmetic on the plan. A source that no sample has reached yet has the share 0.
+        """
+        drawn: dict[str, int] = {}
+        ends = [stage.first_sample for stage in self.stages[1:]] + [samples]
+        for stage, end in zip(self.stages, ends, strict=True):
+            counts = stage.counts(max(0, min(samples, end) - stage.first_sample))
+            for source, count in zip(stage.sources, counts, strict=True):
+                drawn[source.prefix] = drawn.get(source.prefix, 0) + count
+        return {prefix: count / max(1, samples) for prefix, count in drawn.items()}
+
     def to_json(self) -> dict[str, Any]:
         """The plan as what JSON can hold; :meth:`from_json` gives an equal one."""
         return {"format": FORMAT, "stages": [asdict(stage) for stage in self.stages]}
@@ -258,7 +295,7 @@ def open_blend(blend: Mapping[str, float]) -> tuple[list[Source], dict[str, Shar
         UserError: shards that are missing or damaged, a weight that is not positive, or shards made
             with different tokenizers.
     """
-    shards = {prefix: Shard(prefix) for prefix in blend}
+    shards = _open_shards(blend)
     made_by: dict[str, str] = {}
     for prefix, shard in shards.items():
         if not (0 < blend[prefix] < math.inf):
@@ -284,16 +321,33 @@ def open_sources(plan: Plan, first_sample: int = 0) -> dict[str, Shard]:
         UserError: shards that are missing, damaged, or not those the plan was made for.
     """
     ends = [stage.first_sample for stage in plan.stages[1:]] + [math.inf]
-    shards: dict[str, Shard] = {}
-    for stage, end in zip(plan.stages, ends, strict=True):
-        for source in stage.sources if end > first_sample else ():
-            shard = shards.setdefault(source.prefix, Shard(source.prefix))
-            if shard.content != source.content:
-                raise UserError(
-                    f"{source.prefix}: not the shards that this run began with (they were rebuilt or "
-                    "replaced); bring those back, or start a new run"
-                )
+    sources = [
+        source
+        for stage, end in zip(plan.stages, ends, strict=True)
+        for source in stage.sources
+        if end > first_sample
+    ]
+    shards = _open_shards(source.prefix for source in sources)
+    for source in sources:
+        if shards[source.prefix].content != source.content:
+            raise UserError(
+                f"{source.prefix}: not the shards that this run began with (they were rebuilt or "
+                "replaced); bring those back, or start a new run"
+            )
     return shards
+
+
+def _open_shards(prefixes: Iterable[str]) -> dict[str, Shard]:
+    """Shards by prefix, opened by threads: thousands on a network's disk take their time, but the same."""
+
+    def opened(prefix: str) -> Shard:
+        shard = Shard(prefix)
+        _ = shard.content
+        return shard
+
+    prefixes = list(dict.fromkeys(prefixes))
+    with ThreadPoolExecutor(OPENING_THREADS) as pool:
+        return dict(zip(prefixes, pool.map(opened, prefixes), strict=True))
 
 
 @lru_cache(maxsize=1024)

@@ -27,14 +27,18 @@ def window(
 
     Returns:
         tokens: int64 (L,).
-        targets: int64 (L,), the next token, or IGNORE at a document's last.
+        targets: int64 (L,), the next token, or IGNORE at a document's last and where a mask says that
+            the next token does not count.
         document_ids: int32 (L,), 0 for the window's first document, then 1, ….
         positions: int32 (L,), from 0 at a document's first token in this window.
     """
     sample = plan.sample(index)
     length = sample.seq_len
-    stream, starts = shards[sample.prefix].read(sample.token, length + 1)
+    shard = shards[sample.prefix]
+    stream, starts = shard.read(sample.token, length + 1)
     tokens, targets = stream[:-1].copy(), stream[1:].copy()
+    if shard.masked:
+        targets[~shard.counted(sample.token + 1, length)] = IGNORE
     places = np.arange(length, dtype=np.int32)
     if not isolate_documents:
         return {

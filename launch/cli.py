@@ -8,7 +8,15 @@ import sys
 import typer
 
 from ..errors import UserError
-from . import config_commands, data_commands, export_command, train_commands
+from . import (
+    config_commands,
+    data_commands,
+    evaluate_command,
+    export_command,
+    generate_command,
+    import_command,
+    train_commands,
+)
 
 __all__ = ["app", "main"]
 
@@ -25,6 +33,9 @@ app.add_typer(config_commands.app, name="config")
 app.command()(train_commands.train)
 app.command()(train_commands.plot)
 app.command()(export_command.export)
+app.add_typer(import_command.app, name="import")
+app.command()(generate_command.generate)
+app.command()(evaluate_command.evaluate)
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
 """`plait data`: text to tokenizer, shards and batches."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +22,19 @@ app = typer.Typer(help="Turn text into a tokenizer and shards, and look at them.
 CorpusOption = Annotated[
     list[str],
     typer.Option(
-        help="'stdlib' (the source of Python's standard library), a text or JSONL file, or a folder "
-        "of them; repeat for more."
+        help="'stdlib' (the source of Python's standard library); a text, JSONL or Parquet file, a saved "
+        "dataset, or a folder of them; or hub:OWNER/NAME of the Hugging Face hub. Repeat for more."
     ),
 ]
-TextKeyOption = Annotated[str, typer.Option(help="The key of a JSONL line that holds its text.")]
+TextKeyOption = Annotated[str, typer.Option(help="The key or column that holds a row's text.")]
+PromptKeyOption = Annotated[str, typer.Option(help="The key or column of a prompt, where rows have one.")]
+CompletionKeyOption = Annotated[str, typer.Option(help="The key or column of what follows a prompt.")]
 SECONDS_BETWEEN_LINES = 10.0
+
+
+class MaskChoice(StrEnum):
+    PROMPT = "prompt"
+    NONE = "none"
 
 
 @app.command()
@@ -34,6 +43,8 @@ def tokenizer(
     corpus: CorpusOption,
     vocab_size: Annotated[int, typer.Option(min=258, help="Ids in all, the 256 bytes among them.")],
     text_key: TextKeyOption = "text",
+    prompt_key: PromptKeyOption = "prompt",
+    completion_key: CompletionKeyOption = "completion",
     sample_bytes: Annotated[
         int | None, typer.Option(min=1, help="Train on at most so many bytes of text. [default: 64 MiB]")
     ] = None,
@@ -41,10 +52,11 @@ def tokenizer(
 ) -> None:
     """Train a sentencepiece BPE tokenizer with byte fallback on a sample of a corpus."""
     from ..data.corpus import Corpus
+    from ..data.documents import Keys
     from ..data.tokenizer import DEFAULT_SAMPLE_BYTES, train_tokenizer
 
     began = time.perf_counter()
-    documents = Corpus(corpus, text_key)
+    documents = Corpus(corpus, Keys(text_key, prompt_key, completion_key))
     trained = train_tokenizer(
         documents, out, vocab_size=vocab_size, sample_bytes=sample_bytes or DEFAULT_SAMPLE_BYTES, seed=seed
     )
@@ -56,8 +68,20 @@ def tokenizer(
 def build(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The corpus folder to write.")],
     corpus: CorpusOption,
-    tokenizer: Annotated[Path, typer.Option(help="A model file of `plait data tokenizer`.")],
+    tokenizer: Annotated[
+        Path,
+        typer.Option(help="A model file of `plait data tokenizer`, or a folder with a tokenizer.json."),
+    ],
     text_key: TextKeyOption = "text",
+    prompt_key: PromptKeyOption = "prompt",
+    completion_key: CompletionKeyOption = "completion",
+    mask: Annotated[
+        MaskChoice, typer.Option(help="'prompt': the tokens of prompts are read but are no targets.")
+    ] = MaskChoice.NONE,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that tokenize; the bytes are the same. [default: the cores]"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides the documents' order and who is held out.")] = 0,
     validation: Annotated[
         float | None,
@@ -72,24 +96,29 @@ def build(
     """Tokenize and shuffle a corpus into shards in Megatron's format, with a manifest beside them."""
     from ..data.build import build as build_corpus
     from ..data.corpus import Corpus
-    from ..data.tokenizer import Tokenizer
+    from ..data.documents import Keys
+    from ..data.tokenizer import load_tokenizer
 
     began = time.perf_counter()
-    documents = Corpus(corpus, text_key)
+    opened = load_tokenizer(tokenizer)
+    documents = Corpus(corpus, Keys(text_key, prompt_key, completion_key, mask.value))
     with _progress() as report:
         manifest = build_corpus(
             out,
-            documents,
-            Tokenizer.load(tokenizer),
+            documents.documents(),
+            opened,
             seed=seed,
             validation=validation,
+            mask=mask.value,
+            workers=workers or _cores(),
             description=documents.description,
             force=force,
             report=report,
         )
     seconds = time.perf_counter() - began
     for name, split in manifest.splits.items():
-        typer.echo(f"{out}/{name}: {split.documents} documents, {split.tokens} tokens")
+        targets = f", {split.mask.counted_tokens} of them targets" if split.mask else ""
+        typer.echo(f"{out}/{name}: {split.documents} documents, {split.tokens} tokens{targets}")
     tokens = sum(split.tokens for split in manifest.splits.values())
     megabytes = sum(split.text_bytes for split in manifest.splits.values()) / 1e6
     typer.echo(
@@ -111,11 +140,15 @@ def inspect(
 
 @app.command()
 def verify(out: Annotated[Path, typer.Argument(metavar="OUT", help="A corpus folder.")]) -> None:
-    """Read every file of a corpus and compare it with the manifest's sizes and checksums."""
-    from ..data.manifest import verify as verify_corpus
+    """Read every file of a corpus again: checksums, counts, every id against the vocabulary, masks."""
+    from ..data.verification import verify as verify_corpus
 
     manifest = verify_corpus(out)
-    typer.echo(f"{out}: {', '.join(manifest.splits)} and tokenizer are what the manifest says")
+    tokens = sum(split.tokens for split in manifest.splits.values())
+    typer.echo(
+        f"{out}: {', '.join(manifest.splits)} and tokenizer are what the manifest says, "
+        f"to each of {tokens} tokens"
+    )
 
 
 @app.command()
@@ -164,16 +197,22 @@ def _progress() -> "Iterator[Callable[[Progress], None]]":
         TimeElapsedColumn(),
     )
     with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks = {}
+        bar = bars.add_task("", total=None, millions=0.0)
+        shown = ""
 
         def report(progress: "Progress") -> None:
-            if progress.phase not in tasks:
-                for finished in tasks.values():
-                    bars.update(finished, total=bars.tasks[finished].completed)
-                tasks[progress.phase] = bars.add_task(progress.phase, total=progress.total, millions=0.0)
-            bars.update(tasks[progress.phase], completed=progress.documents, millions=progress.tokens / 1e6)
+            nonlocal shown
+            if progress.phase != shown:
+                shown = progress.phase
+                bars.reset(bar, description=shown, total=progress.total)
+            bars.update(bar, completed=progress.documents, millions=progress.tokens / 1e6)
 
         yield report
+
+
+def _cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _line_reporter() -> "Callable[[Progress], None]":

@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..data.build import SPLITS, TOKENIZER
+from ..data.build import SPLITS
 from ..data.manifest import Manifest
 from ..data.shards import Shard
-from ..data.tokenizer import Tokenizer
+from ..data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from ..errors import UserError
 
 BAR_WIDTH = 40
@@ -26,13 +26,13 @@ def show(corpus: str, samples: int) -> None:
     console = Console(highlight=False)
     shards = _open(corpus)
     first = next(iter(shards.values()))
+    tokenizer = _tokenizer(first)
     console.print(_counts(shards))
     if first.manifest:
-        console.print(_facts(first.manifest))
+        console.print(_facts(first.manifest, tokenizer))
     for name, shard in shards.items():
         console.print(f"\n[bold]{name}[/bold]: documents by tokens")
         console.print(_histogram(shard))
-    tokenizer = _tokenizer(first)
     if samples:
         name = next(iter(shards))
         console.print(f"\n[bold]{name}[/bold]: the first {min(samples, first.num_documents)} documents")
@@ -70,14 +70,18 @@ def _counts(shards: dict[str, Shard]) -> Table:
     return table
 
 
-def _facts(manifest: Manifest) -> Table:
+def _facts(manifest: Manifest, tokenizer: Tokenizer | None) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_row("corpus", "; ".join(manifest.corpus))
-    table.add_row("tokenizer", f"{manifest.vocab_size} ids, sha256 {manifest.tokenizer_sha256[:16]}…")
+    kind = f"{tokenizer.kind}, " if tokenizer else ""
+    table.add_row("tokenizer", f"{kind}{manifest.vocab_size} ids, sha256 {manifest.tokenizer_sha256[:16]}…")
     table.add_row("end of document", f"id {manifest.end_of_document}")
     table.add_row("bytes a token", f"{manifest.bytes_per_token:.3f}")
     table.add_row("unigram entropy", f"{manifest.unigram_entropy:.4f} nats a token")
     table.add_row("seed", str(manifest.seed))
+    for name, split in manifest.splits.items():
+        if split.mask:
+            table.add_row(f"targets of {name}", f"{split.mask.counted_tokens:,} tokens; the rest is masked")
     return table
 
 
@@ -99,8 +103,8 @@ def _histogram(shard: Shard) -> Table:
 
 
 def _tokenizer(shard: Shard) -> Tokenizer | None:
-    path = Path(shard.prefix).parent / TOKENIZER
-    return Tokenizer.load(path) if shard.manifest and path.exists() else None
+    found = find_tokenizer(Path(shard.prefix).parent) if shard.manifest else None
+    return load_tokenizer(found) if found else None
 
 
 def _print_document(console: Console, shard: Shard, tokenizer: Tokenizer | None, document: int) -> None:

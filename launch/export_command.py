@@ -10,9 +10,12 @@ def export(
     out: Annotated[str, typer.Argument(help="The folder to write; an earlier export there is replaced.")],
     step: Annotated[int | None, typer.Option(help="The checkpoint's step; the newest by default.")] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16"],
-        typer.Option(help="Of the files; what must stay exact is float32 in both."),
-    ] = "float32",
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(
+            help="Of the files; what must stay exact is float32 in all. By default that of the folder that "
+            "was imported, else float32."
+        ),
+    ] = None,
 ) -> None:
     """Write a run's model as a Hugging Face folder, read back by transformers before it appears."""
     from rich.console import Console

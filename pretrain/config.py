@@ -203,6 +203,8 @@ class DataConfig(Section):
     """Tokens a training sequence; each sample holds one more, for the last target."""
     isolate_documents: bool = True
     """Documents that share a sequence do not see each other."""
+    workers: Count = 1
+    """Threads that read batches ahead, for disks that answer late; the order is the same for any number."""
 
     @field_validator("blend", mode="before")
     @classmethod
@@ -296,6 +298,10 @@ class CheckpointConfig(Section):
     """How many of the newest checkpoints stay on disk."""
     async_: Annotated[bool, Field(alias="async")] = True
     """Write in the background while training goes on."""
+    init_from: Annotated[str, Field(min_length=1)] | None = None
+    """A run, or RUN@STEP, whose weights this one begins with: model and routers' biases, with a fresh
+    optimizer, schedule and order of data. What the config leaves out of ``model`` is that run's. Without
+    effect once this run has a checkpoint of its own."""
 
 
 class LogConfig(Section):

@@ -12,14 +12,22 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import UserError
-from .config import Config
+from .config import Config, ModelConfig
 
-__all__ = ["config_keys", "dump_config", "find_config", "load_config", "parse_config"]
+__all__ = [
+    "config_keys",
+    "dump_config",
+    "dump_model",
+    "find_config",
+    "load_config",
+    "parse_config",
+    "parse_model",
+]
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 
 
-TEXT_KEYS = ("run.dir", "model.pattern", "data.validation")
+TEXT_KEYS = ("run.dir", "model.pattern", "data.validation", "checkpoint.init_from")
 
 
 class _Loader(yaml.SafeLoader):
@@ -37,6 +45,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read a config file, apply ``key=value`` overrides in order, and check the whole.
 
     A file may name others under ``include``, relative to itself; what it says itself wins over them.
+    What it leaves out of ``model`` is, with ``checkpoint.init_from``, that of the run it names.
 
     Raises:
         UserError: no such file, not YAML, an unknown key, a value of the wrong kind, or a
@@ -46,7 +55,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     tree = _read(path, ())
     for override in overrides:
         _apply(tree, override)
-    return parse_config(tree, str(path))
+    return parse_config(_with_inherited_model(tree), str(path))
 
 
 def find_config(path: str | Path) -> Path:
@@ -79,6 +88,25 @@ def parse_config(tree: Mapping[str, Any], origin: str) -> Config:
         raise UserError(f"{origin}: {_explain(details[0])}{more}") from None
 
 
+def parse_model(tree: Mapping[str, Any], origin: str) -> ModelConfig:
+    """The ``model`` section of a tree of keys, which may lack all others: that of an imported model does.
+
+    Raises:
+        UserError: there is none, or it is none of this version of plait.
+    """
+    try:
+        return ModelConfig.model_validate(tree["model"])
+    except (KeyError, TypeError, ValidationError):
+        raise UserError(
+            f"{origin}: describes no model; name a run that this version of plait wrote"
+        ) from None
+
+
+def dump_model(model: ModelConfig) -> str:
+    """A config file that holds nothing but the ``model`` section; :func:`parse_model` reads it back."""
+    return yaml.dump({"model": model.model_dump(mode="json")}, sort_keys=False)
+
+
 def dump_config(config: Config) -> str:
     """The config as YAML, complete with defaults; :func:`load_config` reads it back to an equal one."""
     return yaml.dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)
@@ -92,6 +120,36 @@ def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
         section = _section(field.annotation)
         keys += [key, *config_keys(section, key + ".")] if section else [key]
     return keys
+
+
+def _with_inherited_model(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with the model that its run goes on with: its own where it has checkpoints, that of
+    `checkpoint.init_from` where it is to begin."""
+    source = _value_at(tree, "checkpoint", "init_from")
+    if not isinstance(source, str) or not source:
+        return tree
+    own = _value_at(tree, "run", "dir")
+    if isinstance(own, str) and any(Path(own, "checkpoints").glob("step-*")):
+        source = own
+    path = Path(source)
+    if not path.is_dir():
+        path = Path(source.rpartition("@")[0] or source)
+    try:
+        inherited = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), _Loader)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        raise UserError(
+            f"checkpoint.init_from = {source}: no run is here (it has no config.yaml that can be read); "
+            "name the folder of a run or of an imported model"
+        ) from None
+    model = inherited.get("model") if isinstance(inherited, dict) else None
+    given = tree.get("model") or {}
+    both = isinstance(model, dict) and isinstance(given, dict)
+    return {**tree, "model": _merge(model, given)} if both else tree  # pyright: ignore[reportArgumentType]
+
+
+def _value_at(tree: dict[str, Any], section: str, key: str) -> Any:
+    keys = tree.get(section)
+    return keys.get(key) if isinstance(keys, dict) else None
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -27,6 +27,10 @@ DENSE_BF16_PEAKS = {
 """Vendors' dense bf16 figures, by a part of the device's name; the first that matches."""
 
 
+PEAK_SECONDS = 0.4
+"""How long a device without a known figure is timed."""
+
+
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """Forward and backward FLOPs of one token in a sequence of `seq_len`.
 
@@ -64,7 +68,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s that MFU is measured against.
 
     A known GPU has its vendor's figure for bf16. Any other device is timed on a square product of the
-    dtype, best of a few, in well under a second.
+    dtype, the best of half a second.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
@@ -73,8 +77,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
                 return peak
     n = 4096 if device.type == "cuda" else 1024
     a, b = (torch.ones(n, n, dtype=dtype, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
+    best, began = float("inf"), time.perf_counter()
+    # Long enough to find a moment when nobody else wants the machine.
+    while time.perf_counter() - began < PEAK_SECONDS:
         _synchronize(device)
         start = time.perf_counter()
         torch.mm(a, b)

@@ -4,13 +4,12 @@ import fcntl
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..data.manifest import manifest_of
-from ..data.tokenizer import Tokenizer
+from ..data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from ..errors import UserError
 from .config import Config
 from .config_file import dump_config, load_config
@@ -70,7 +69,8 @@ class RunFolder:
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that the run's corpus was made with; None where the corpus came without one."""
-        return Tokenizer.load(self.tokenizer_file) if self.tokenizer_file.is_file() else None
+        found = find_tokenizer(self.path)
+        return load_tokenizer(found) if found else None
 
     def make(self) -> None:
         """Make the folder, if it is not there.
@@ -101,8 +101,11 @@ class RunFolder:
             ) from None
         return file
 
-    def prepare(self, config: Config) -> None:
+    def prepare(self, config: Config, initial: "RunFolder | None" = None) -> None:
         """Make the folder, bring the corpus's tokenizer and write the config into it.
+
+        Args:
+            initial: the run whose weights this one begins with, and so its tokenizer.
 
         Raises:
             UserError: it cannot be written to, or the corpus's tokenizer is not the run's, or has more
@@ -110,30 +113,38 @@ class RunFolder:
         """
         self.make()
         try:
-            self._bring_tokenizer(config)
+            self._bring_tokenizer(config, initial)
             _write_whole(self.config_file, dump_config(config))
         except OSError as error:
             raise UserError(f"run.dir = {self.path}: {error.strerror}; choose another folder") from None
 
-    def _bring_tokenizer(self, config: Config) -> None:
+    def _bring_tokenizer(self, config: Config, initial: "RunFolder | None") -> None:
+        theirs = initial.tokenizer() if initial else None
         for prefix in [*config.data.blend, *([config.data.validation] if config.data.validation else [])]:
             manifest = manifest_of(prefix)
             if manifest is None:
                 continue
+            if initial and theirs and theirs.fingerprint != manifest.tokenizer_sha256:
+                raise UserError(
+                    f"{prefix}: built with another tokenizer than the one of checkpoint.init_from = "
+                    f"{initial.path}; build the corpus with --tokenizer {initial.path}"
+                )
             if manifest.vocab_size > config.model.vocab_size:
                 raise UserError(
                     f"model.vocab_size = {config.model.vocab_size} has fewer rows than the tokenizer of "
                     f"{prefix} has ids; set model.vocab_size = {manifest.vocab_size} or more"
                 )
-            source = Path(prefix).parent / "tokenizer.model"
+            source = find_tokenizer(Path(prefix).parent)
             here = self.tokenizer()
             if here is not None and here.fingerprint != manifest.tokenizer_sha256:
                 raise UserError(
                     f"{prefix}: built with another tokenizer than the one of {self.path}; "
                     "rebuild the corpus with that one, or choose another run.dir"
                 )
-            if here is None and source.is_file():
-                shutil.copyfile(source, self.tokenizer_file)
+            if here is None and source is not None:
+                load_tokenizer(source).save_into(self.path)
+        if theirs and self.tokenizer() is None:
+            theirs.save_into(self.path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

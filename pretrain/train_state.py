@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from .config import Config
 from .config_file import dump_config
 from .model import Hybrid
 
-__all__ = ["TrainState", "changed_keys"]
+__all__ = ["CARRIED", "TrainState", "changed_keys", "empty_carried"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,12 @@ FREE = (
     "log.",
     "evaluate.",
     "data.validation",
+    "data.workers",
 )
 """Keys that a resumed run may change without a word."""
+
+CARRIED = "carried."
+"""Opens the names of tensors that a checkpoint only passes on."""
 
 
 @dataclass
@@ -47,6 +51,10 @@ class TrainState:
     """Sequences consumed over all ranks: the cursor into the plan."""
     tokens: int = 0
     """Tokens consumed over all ranks."""
+    carried: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors of an imported folder that no layer uses, on the CPU; kept for its export."""
+    origin: dict[str, Any] | None = None
+    """Where the weights began, if not from the seed; JSON."""
 
     def __post_init__(self) -> None:
         # AdamW makes its moments at its first step; a checkpoint is loaded into them before that.
@@ -65,6 +73,7 @@ class TrainState:
             for kind, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{kind}.{name}"] = value
         tensors["rng.cpu"] = torch.get_rng_state()
+        tensors |= {CARRIED + name: value for name, value in self.carried.items()}
         return {name: tensor.detach() for name, tensor in tensors.items()}
 
     def facts(self, config: Config) -> dict[str, Any]:
@@ -76,6 +85,7 @@ class TrainState:
             "config": dump_config(config),
             "plan": self.plan.to_json(),
             "plan_fingerprint": self.plan.fingerprint,
+            **({"origin": self.origin} if self.origin else {}),
         }
 
     def resume(
@@ -88,10 +98,12 @@ class TrainState:
                 of the plan at this sample.
             sources: those of the config's blend.
         """
+        self.carried = empty_carried(checkpoint)
         tensors = self.tensors()
         checkpoint.load_into(tensors)
         torch.set_rng_state(tensors["rng.cpu"])
         facts = checkpoint.manifest.facts
+        self.origin = facts.get("origin")
         self.step, self.samples, self.tokens = (int(facts[key]) for key in ("step", "samples", "tokens"))
         self.plan = Plan.from_json(facts["plan"])
         for key, (then, now) in changes.items():
@@ -102,14 +114,30 @@ class TrainState:
             )
 
 
+def empty_carried(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Tensors on the CPU to load what a checkpoint passes on into, by the names they had on arrival."""
+    return {
+        name.removeprefix(CARRIED): torch.empty(stored.shape, dtype=stored.dtype)
+        for name, stored in checkpoint.tensors.items()
+        if name.startswith(CARRIED)
+    }
+
+
 def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any, Any]]:
     """Keys whose value is not that of the checkpoint's config: key -> (then, now).
 
     Keys that a resumed run may change freely are left out.
 
     Raises:
-        UserError: another model, which no checkpoint can be loaded into.
+        UserError: another model, which no checkpoint can be loaded into, or an imported one, which has
+            nothing to go on with.
     """
+    if "plan" not in checkpoint.manifest.facts:
+        run = checkpoint.path.parent.parent
+        raise UserError(
+            f"run.dir = {run} is an imported model, and no training to go on with; set checkpoint.init_from "
+            f"= {run} and another run.dir"
+        )
     then = _flatten(yaml.safe_load(checkpoint.manifest.facts["config"]))
     now = _flatten(yaml.safe_load(dump_config(config)))
     changed = {

@@ -1,6 +1,7 @@
 """The training loop: batches in, parameters moved, callbacks told."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from .callbacks.base import Callback
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
 from .flops import flops_per_token, peak_flops
+from .initial_weights import find_initial_weights
 from .loss import LossParts, MicroBatch, StepCounts, compute_loss
 from .model import Packing, build_model
 from .optimizer import build_optimizer, clip_gradients, learning_rate
@@ -31,16 +33,20 @@ logger = logging.getLogger(__name__)
 
 Metrics = dict[str, Any]
 
+MOST_SHARES = 64
+"""Sources of a blend whose shares go into the metrics of every step; `Plan.shares` gives those of more."""
+
 
 class Trainer:
     """A run on this rank, from its config to its last step.
 
     Making one opens the data, builds the model and, where the run's folder holds a checkpoint, takes
-    it up from the newest whole one.
+    it up from the newest whole one; else `checkpoint.init_from` may name where it begins.
 
     Attributes:
         state: model, optimizer and counters; what a checkpoint holds.
         resumed_from: the step it was taken up at, or None for a new run.
+        begun_from: where a new run's weights come from; None where they come from the seed.
 
     Raises:
         UserError: anything in the config, the data or the folder that its maker can mend.
@@ -64,7 +70,8 @@ class Trainer:
         sources, _ = open_blend(config.data.blend)
         newest = self._newest_checkpoint()
         changes = changed_keys(newest, config) if newest else {}
-        self.folder.prepare(config)
+        initial = None if newest else find_initial_weights(config)
+        self.folder.prepare(config, initial.folder if initial else None)
         model = build_model(
             config.model,
             seed=config.run.seed,
@@ -77,6 +84,9 @@ class Trainer:
         self.resumed_from = newest.step if newest else None
         if newest:
             self.state.resume(newest, changes, sources, config)
+        elif initial:
+            initial.load_into(self.state)
+        self.begun_from = str(initial) if initial else None
 
     @property
     def last_step(self) -> int:
@@ -125,7 +135,14 @@ class Trainer:
             part = compute_loss(state.model, micro, counts, dtype=self.dtype, z_loss=config.train.z_loss)
             part.total.backward()
             parts.append(part)
-        norm = clip_gradients(state.model.parameters(), config.optim.clip)
+        norm = float(clip_gradients(state.model.parameters(), config.optim.clip))
+        loss = _total(part.cross_entropy for part in parts)
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            # Before the optimizer sees it: what the last checkpoint holds is sound.
+            raise UserError(
+                f"step {state.step + 1}: the loss is {loss} and the gradient's norm {norm}; lower optim.lr = "
+                f"{config.optim.lr} or lengthen optim.warmup_steps, and go on from the last checkpoint"
+            )
         state.optimizer.step()
         state.optimizer.zero_grad()
         loads = self._balance_experts(parts)
@@ -133,8 +150,8 @@ class Trainer:
         state.tokens += counts.tokens
         return {
             "step": state.step,
-            "loss": _total(part.cross_entropy for part in parts),
-            "grad_norm": float(norm),
+            "loss": loss,
+            "grad_norm": norm,
             "lr": rate,
             "tokens": state.tokens,
             **{name: _total(part.extra[name] for part in parts) for name in parts[0].extra},
@@ -160,6 +177,7 @@ class Trainer:
             batch_size=config.train.batch_size,
             rows=self.mesh.rows(config.train.batch_size),
             isolate_documents=config.data.isolate_documents,
+            workers=config.data.workers,
         )
 
     def _micro_batches(self, batch: dict[str, np.ndarray]) -> list[MicroBatch]:
@@ -189,6 +207,8 @@ class Trainer:
         return {"max_violation": violations} if violations else {}
 
     def _account(self, metrics: Metrics, seconds: float, waited: float) -> None:
+        if 1 < len(self.state.plan.stages[-1].sources) <= MOST_SHARES:
+            metrics["blend_share"] = self.state.plan.shares(self.state.samples)
         tokens = self.config.train.batch_size * self.config.data.seq_len
         metrics["tokens_per_second"] = tokens / seconds
         metrics["step_seconds"] = seconds

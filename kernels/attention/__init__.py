@@ -1,7 +1,8 @@
 """Causal attention with grouped queries, over whole sequences or packed documents.
 
 `naive.py` is the specification. A whole sequence goes to torch's own scaled dot product attention;
-packed documents, for which it would need an L x L mask, go to `eager.py`.
+packed documents, for which it would need an L x L mask, go to `eager.py`. `step.py` takes one token
+after another.
 """
 
 import torch.nn.functional as F
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from .eager import attention as _attention
 from .naive import causal_attention_naive
+from .step import attention_step
 
-__all__ = ["causal_attention", "causal_attention_naive"]
+__all__ = ["attention_step", "causal_attention", "causal_attention_naive"]
 
 
 def causal_attention(

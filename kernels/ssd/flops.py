@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from . import eager_backward, eager_forward  # noqa: F401  (they register the operators)
+from . import eager  # noqa: F401  (it registers the operators)
 
 __all__: list[str] = []
 

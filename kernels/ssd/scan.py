@@ -17,8 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .eager_backward import chunk_output_backward, chunk_state_backward, state_scan_backward
-from .eager_forward import chunk_output, chunk_state, state_scan
+from .eager import (
+    chunk_output,
+    chunk_output_backward,
+    chunk_state,
+    chunk_state_backward,
+    state_scan,
+    state_scan_backward,
+)
 
 __all__ = ["Exchange", "Pending", "begin", "finish", "ssd"]
 

@@ -4,8 +4,9 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
+from ...data.tokenizer import Tokenizer
 from ..config_file import dump_config
-from ..generation import continue_greedily
+from ..generation import collect, decode
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -79,17 +80,31 @@ class TensorBoard(Callback):
                     layers = _layers(trainer.config.model.layers, PER_LAYER[name])
                     for layer, one in zip(layers, value, strict=True):
                         writer.add_scalar(f"{name}/layer_{layer:02d}", one, step)
+                elif isinstance(value, dict):
+                    for key, one in value.items():
+                        writer.add_scalar(f"{name}/{key}", one, step)
                 elif name != "step":
                     writer.add_scalar(TAGS.get(name, f"loss/{name}"), value, step)
         if evaluated and (tokenizer := trainer.folder.tokenizer()):
-            ids = continue_greedily(
-                trainer.state.model, tokenizer.encode(PROMPT), SAMPLE_TOKENS, dtype=trainer.dtype
-            )
-            writer.add_text("sample", f"```\n{tokenizer.decode(ids)}\n```", step)
+            writer.add_text("sample", f"```\n{_sample(trainer, tokenizer)}\n```", step)
 
     def end(self, trainer: "Trainer") -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _sample(trainer: "Trainer", tokenizer: Tokenizer) -> str:
+    """What the model takes for the likeliest text after a prompt."""
+    prompt = tokenizer.encode(PROMPT)
+    steps = decode(
+        trainer.state.model,
+        [prompt],
+        max_tokens=SAMPLE_TOKENS,
+        end_of_document=tokenizer.end_of_document,
+        vocab_size=tokenizer.vocab_size,
+        dtype=trainer.dtype,
+    )
+    return tokenizer.decode(prompt + collect(steps)[0])
 
 
 def _layers(pattern: str, letter: str) -> list[int]:

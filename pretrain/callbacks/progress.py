@@ -39,6 +39,8 @@ class Progress(Callback):
                 f"[green]resumed[/] from the checkpoint of step {trainer.resumed_from} "
                 f"({_short(state.samples)} sequences read)"
             )
+        if trainer.begun_from is not None:
+            self.console.print(f"[green]begun[/] with the weights of {trainer.begun_from}")
         if self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=8, transient=True)
             self._live.start()

@@ -5,6 +5,7 @@ and mlx read the same folder, and where one of them differs, a note says so.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ... import __version__
@@ -12,7 +13,16 @@ from ...errors import UserError
 from ..config import AttentionConfig, MambaConfig, ModelConfig, MoEConfig
 from .tokenizer import SpecialIds
 
-__all__ = ["LEAST_TRANSFORMERS", "MARKER", "check_fits", "config_json", "generation_config_json", "notes"]
+__all__ = [
+    "LARGEST_FLOAT32",
+    "LEAST_TRANSFORMERS",
+    "MARKER",
+    "NO_FLOOR",
+    "check_fits",
+    "config_json",
+    "generation_config_json",
+    "notes",
+]
 
 LEAST_TRANSFORMERS = "5.8.0"
 """Before it, transformers 5 drew dt_bias and out_proj anew after loading (transformers#45591)."""
@@ -121,7 +131,12 @@ def _mamba_notes(mamba: MambaConfig) -> list[str]:
 
 
 def config_json(
-    model: ModelConfig, special: SpecialIds | None, *, max_positions: int, dtype: str
+    model: ModelConfig,
+    special: SpecialIds | None,
+    *,
+    max_positions: int,
+    dtype: str,
+    kept: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The model's config.json: finite numbers, and keys of experts only where there are any.
 
@@ -129,7 +144,8 @@ def config_json(
         special: the tokenizer's; None where the run has none.
         max_positions: the longest window the model was trained on. Nothing in the model depends on it;
             servers take it for the context length to offer.
-        dtype: that of the files, as readers are to compute in: float32 or bfloat16.
+        dtype: that of the files, as readers are to compute in: float32, bfloat16 or float16.
+        kept: keys of the config.json that the weights came with, which stand as they were.
     """
     layers = model.layers
     # Readers want the keys of every kind of layer; those of kinds that the model lacks mean nothing.
@@ -176,12 +192,16 @@ def config_json(
         "mlp_hidden_act": "relu2",
         "mlp_bias": False,
     }
-    return tree | (_expert_keys(moe) if moe else {})
+    return tree | (_expert_keys(moe) if moe else {}) | dict(kept or {})
 
 
-def generation_config_json(model: ModelConfig, special: SpecialIds | None) -> dict[str, Any]:
+def generation_config_json(
+    model: ModelConfig, special: SpecialIds | None, kept: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The model's generation_config.json: where a text ends."""
-    tokens = {key: token for key, token in _token_ids(special).items() if token is not None}
+    ids = _token_ids(special)
+    ids |= {key: token for key, token in (kept or {}).items() if key in ids}
+    tokens = {key: token for key, token in ids.items() if token is not None}
     return tokens | ({} if _caches(model) else {"use_cache": False})
 
 

@@ -2,9 +2,10 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -16,14 +17,18 @@ from ...errors import UserError
 from ..checkpoint import Checkpoint, Checkpoints
 from ..config import Config, ModelConfig
 from ..config_file import parse_config
+from ..initial_weights import model_of
 from ..model import Hybrid
 from ..run_folder import RunFolder, read_metrics
+from ..train_state import CARRIED, empty_carried
 from .card import Facts, model_card
 from .config import check_fits, config_json, generation_config_json, notes
-from .names import tensor_map
+from .names import FileTensor, tensor_map
+from .origin import Dtype, Origin, file_dtypes
 from .placing import appearing, check_target, disk_errors
-from .shards import is_exact, write_shards
-from .tokenizer import convert_tokenizer
+from .reading import few
+from .shards import write_shards
+from .tokenizer import ExportedTokenizer, export_tokenizer
 from .verify import check_model, check_tokenizer, compute
 
 __all__ = ["Exported", "export_run"]
@@ -33,6 +38,9 @@ SHARD_BYTES = 5 * 10**9
 WINDOWS = 3
 WINDOW_TOKENS = 251
 """What is compared: an odd number, so that padding to whole chunks is met."""
+
+POSITIONS, UNKNOWN_POSITIONS = "max_position_embeddings", 4096
+"""Nothing in the model depends on it; 4096 is what transformers takes where nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def export_run(
     out: str | Path,
     *,
     step: int | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Exported:
     """Export a checkpoint of a run to a folder that transformers loads without remote code.
@@ -65,7 +73,9 @@ def export_run(
 
     Args:
         step: of the checkpoint; None is the newest.
-        dtype: on disk; A_log, D, dt_bias, router weights and biases stay float32.
+        dtype: on disk; A_log, D, dt_bias, router weights and biases stay float32. None is that of the
+            folder that the weights were imported from, float32 where they began here. Weights that were
+            imported and not trained get the very dtypes that they came in.
         shard_bytes: a safetensors file holds no more, unless a single tensor does.
 
     Raises:
@@ -74,33 +84,40 @@ def export_run(
     """
     folder, out = RunFolder.open(run), Path(os.path.abspath(out))
     checkpoint = _find(folder, step)
-    config = parse_config(yaml.safe_load(checkpoint.manifest.facts["config"]), str(checkpoint.path))
-    check_fits(config.model)
+    config, origin = model_of(checkpoint), Origin.from_facts(checkpoint.manifest.facts)
+    check_fits(config)
     check_target(out)
-    tokenizer, model = folder.tokenizer(), _load(checkpoint, config.model)
-    if dtype == "bfloat16":
-        _round(model)
-    texts = _texts(out.name, folder, checkpoint, config, model, dtype)
-    entries = tensor_map(config.model)
-    tokens_BL, source = _windows(checkpoint, config.model)
+    model, carried = _load(checkpoint, config)
+    dtype = dtype or (origin.dtype if origin else "float32")
+    entries = tensor_map(config)
+    dtypes = file_dtypes(entries, dtype, origin.dtypes if origin and origin.dtype == dtype else {})
+    _round(model, entries, dtypes)
+    tokenizer = folder.tokenizer()
+    brought = export_tokenizer(tokenizer, imported=origin is not None) if tokenizer else None
+    texts = _texts(out.name, folder, checkpoint, model, dtype, brought)
+    tokens_BL, source = _windows(checkpoint, config)
     with appearing(out) as temporary:
         with disk_errors(out):
-            for name, text in texts.items():
-                (temporary / name).write_text(text, encoding="utf-8")
-            if tokenizer is not None:
-                tokenizer.save(temporary / "tokenizer.model")
-            kind = getattr(torch, dtype)
-            write_shards(temporary, entries, model.state_dict(), dtype=kind, shard_bytes=shard_bytes)
+            for name, content in (texts | (brought.files if brought else {})).items():
+                (temporary / name).write_bytes(content)
+            tensors = model.state_dict()
+            write_shards(temporary, entries, tensors, dtypes=dtypes, shard_bytes=shard_bytes, carried=carried)
         expected = compute(model, tokens_BL)
         # transformers holds the model a second time, and needs the room.
-        del model
-        agreement = check_model(temporary, entries, tokens_BL, expected)
-        if tokenizer is not None:
+        del model, tensors
+        agreement = check_model(temporary, entries, tokens_BL, expected, carried=bool(carried))
+        if tokenizer and brought and not brought.note:
             check_tokenizer(temporary, tokenizer)
     files = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
-    remarks = notes(config.model)
-    if tokenizer is None:
+    remarks = notes(config)
+    if carried:
+        remarks.append(
+            f"{few(list(carried))} are written as they were imported; no layer was trained on them"
+        )
+    if brought is None:
         remarks.append(f"{folder.path} has no tokenizer, so the folder has none: the model speaks in ids")
+    elif brought.note:
+        remarks.append(brought.note)
     compared = f"{agreement.positions} positions of {source}"
     return Exported(out, checkpoint.step, files, agreement.logit_error, compared, remarks)
 
@@ -118,70 +135,113 @@ def _find(folder: RunFolder, step: int | None) -> Checkpoint:
     raise UserError(f"{folder.path}: holds no checkpoint of step {step}; choose one of {steps}")
 
 
-def _load(checkpoint: Checkpoint, config: ModelConfig) -> Hybrid:
-    """The checkpoint's model on the CPU, in fp32."""
+def _load(checkpoint: Checkpoint, config: ModelConfig) -> tuple[Hybrid, dict[str, Tensor]]:
+    """The checkpoint's model on the CPU, in fp32, and what it only passes on."""
     with torch.device("meta"):
         model = Hybrid(config)
     stored = checkpoint.tensors.get("model.embedding.weight")
     model = model.to(stored.dtype if stored else torch.float32).to_empty(device="cpu")
-    checkpoint.load_into({f"model.{name}": t for name, t in model.state_dict().items()}, partial=True)
-    return model.float().eval()
+    carried = empty_carried(checkpoint)
+    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    tensors |= {CARRIED + name: tensor for name, tensor in carried.items()}
+    checkpoint.load_into(tensors, partial=True)
+    return model.float().eval(), carried
 
 
 @torch.no_grad()
-def _round(model: Hybrid) -> None:
-    """Give every weight the value it has in bf16, so that plait computes with what is written."""
-    for name, tensor in model.state_dict().items():
-        if not is_exact(name):
-            tensor.copy_(tensor.bfloat16())
+def _round(model: Hybrid, entries: Sequence[FileTensor], dtypes: Mapping[str, torch.dtype]) -> None:
+    """Give every weight the value it has in the files, so that plait computes with what is written.
+
+    Raises:
+        UserError: one that float16 cannot hold.
+    """
+    tensors = model.state_dict()
+    for entry in entries:
+        dtype = dtypes[entry.name]
+        for part in entry.parts if dtype != torch.float32 else ():
+            tensor = tensors[part.name] if part.expert is None else tensors[part.name][part.expert]
+            rounded = tensor.to(dtype)
+            if dtype == torch.float16 and (rounded.isinf() & tensor.isfinite()).any():
+                largest = float(tensor.abs().max())
+                raise UserError(
+                    f"dtype = float16 cannot hold {entry.name}, which reaches {largest:.3g}; "
+                    "choose bfloat16 or float32"
+                )
+            tensor.copy_(rounded)
 
 
 def _texts(
-    name: str, folder: RunFolder, checkpoint: Checkpoint, config: Config, model: Hybrid, dtype: str
-) -> dict[str, str]:
-    """The files beside the tensors, by name."""
-    has_tokenizer = folder.tokenizer_file.is_file()
-    converted = convert_tokenizer(folder.tokenizer_file) if has_tokenizer else None
-    special = converted.special if converted else None
-    longest = max(stage.seq_len for stage in _plan(checkpoint).stages)
+    name: str,
+    folder: RunFolder,
+    checkpoint: Checkpoint,
+    model: Hybrid,
+    dtype: Dtype,
+    tokenizer: ExportedTokenizer | None,
+) -> dict[str, bytes]:
+    """config.json, generation_config.json and README.md, by name."""
+    facts = checkpoint.manifest.facts
+    origin, training = Origin.from_facts(facts), _training(checkpoint)
+    special = tokenizer.special if tokenizer else None
+    kept = origin.config if origin else {}
+    longest = max((stage.seq_len for stage in _plan(facts).stages), default=0) if training else 0
+    positions = max(longest, _positions(kept)) or UNKNOWN_POSITIONS
+    kept = {key: value for key, value in kept.items() if key != POSITIONS}
     total, active = Facts.count(model)
     card = Facts(
         name=name,
-        config=config,
+        model=model.config,
+        training=training,
+        origin=origin.folder if origin else None,
         step=checkpoint.step,
-        tokens=int(checkpoint.manifest.facts["tokens"]),
+        tokens=int(facts["tokens"]),
         window=longest,
         **_losses(folder, checkpoint.step),
         parameters=total,
         active_parameters=active,
         dtype=dtype,
-        has_tokenizer=has_tokenizer,
+        tokenizer=tokenizer.kind if tokenizer else None,
     )
-    return {
-        "config.json": _json(config_json(config.model, special, max_positions=longest, dtype=dtype)),
-        "generation_config.json": _json(generation_config_json(config.model, special)),
-        "README.md": model_card(card),
-        **(converted.files if converted else {}),
+    trees = {
+        "config.json": config_json(model.config, special, max_positions=positions, dtype=dtype, kept=kept),
+        "generation_config.json": generation_config_json(model.config, special, kept),
     }
+    texts = {file: json.dumps(tree, indent=2, allow_nan=False) + "\n" for file, tree in trees.items()}
+    return {file: text.encode() for file, text in (texts | {"README.md": model_card(card)}).items()}
 
 
-def _plan(checkpoint: Checkpoint) -> Plan:
-    return Plan.from_json(checkpoint.manifest.facts["plan"])
+def _training(checkpoint: Checkpoint) -> Config | None:
+    """The config of the training that made a checkpoint; None of an import's."""
+    facts = checkpoint.manifest.facts
+    return parse_config(yaml.safe_load(facts["config"]), str(checkpoint.path)) if "plan" in facts else None
+
+
+def _plan(facts: Mapping[str, Any]) -> Plan:
+    return Plan.from_json(facts["plan"])
+
+
+def _positions(kept: Mapping[str, Any]) -> int:
+    said = kept.get(POSITIONS)
+    return said if isinstance(said, int) else 0
 
 
 def _windows(checkpoint: Checkpoint, model: ModelConfig) -> tuple[Tensor, str]:
     """Some windows (B, L) and where they are from: what training would read next, or ids at random
-    where the shards are elsewhere."""
-    plan, first = _plan(checkpoint), int(checkpoint.manifest.facts["samples"])
+    where there are no shards."""
+    facts = checkpoint.manifest.facts
+    if "plan" not in facts:
+        return _random_windows(model, WINDOW_TOKENS), "random ids, as an imported model has no data"
+    plan, first = _plan(facts), int(facts["samples"])
     length = min(WINDOW_TOKENS, plan.sample(first).seq_len)
     try:
         shards = open_sources(plan, first)
         rows = [window(plan, shards, first + i, isolate_documents=False)["tokens"] for i in range(WINDOWS)]
         return torch.stack([torch.from_numpy(row[:length]) for row in rows]), "the run's data"
     except UserError:
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(model.vocab_size, (WINDOWS, length), generator=generator)
-        return ids, "random ids, as the run's shards are not here"
+        return _random_windows(model, length), "random ids, as the run's shards are not here"
+
+
+def _random_windows(model: ModelConfig, length: int) -> Tensor:
+    return torch.randint(model.vocab_size, (WINDOWS, length), generator=torch.Generator().manual_seed(0))
 
 
 def _losses(folder: RunFolder, step: int) -> dict[str, float | None]:
@@ -191,7 +251,3 @@ def _losses(folder: RunFolder, step: int) -> dict[str, float | None]:
     except UserError:
         record = {}
     return {name: record.get(name) for name in ("loss", "validation_loss")}
-
-
-def _json(tree: dict[str, Any]) -> str:
-    return json.dumps(tree, indent=2, allow_nan=False) + "\n"

@@ -20,6 +20,7 @@ EXPORT_FILES = (
     "README.md",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
     "tokenizer.model",
     "model.safetensors.index.json",
 )

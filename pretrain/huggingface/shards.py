@@ -1,6 +1,7 @@
 """Safetensors files under the names that every reader knows, one or several with an index."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,29 +27,38 @@ def write_shards(
     entries: Sequence[FileTensor],
     tensors: Mapping[str, Tensor],
     *,
-    dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype],
     shard_bytes: int,
+    carried: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the tensors; at most one file of them is in memory beside the model.
 
     Args:
         folder: exists.
         tensors: plait's state dict, fp32 on the CPU.
-        dtype: on disk, of all but the tensors that stay fp32.
+        dtypes: of each entry on disk, by its name.
         shard_bytes: a file holds no more, unless a single tensor does.
+        carried: more tensors, written after the entries as they are.
 
     Raises:
         OSError: the disk refused.
     """
-    dtypes = {entry.name: torch.float32 if is_exact(entry.parts[0].name) else dtype for entry in entries}
-    sizes = {entry.name: _numel(entry) * dtypes[entry.name].itemsize for entry in entries}
-    shards = _fill(entries, sizes, shard_bytes)
+    carried = carried or {}
+    sizes = {entry.name: math.prod(entry.shape) * dtypes[entry.name].itemsize for entry in entries}
+    sizes |= {name: tensor.nbytes for name, tensor in carried.items()}
+    by_name = {entry.name: entry for entry in entries}
+    shards = _fill(sizes, shard_bytes)
     place: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = file if len(shards) > 1 else "model.safetensors"
         # Copies, since one matrix may be written under two names.
-        data = {entry.name: join(entry, tensors).to(dtypes[entry.name], copy=True) for entry in shard}
+        data = {
+            name: carried[name].contiguous()
+            if name in carried
+            else join(by_name[name], tensors).to(dtypes[name], copy=True)
+            for name in shard
+        }
         save_file(data, folder / file, metadata={"format": "pt"})
         # The library makes it for its owner alone.
         (folder / file).chmod(folder.stat().st_mode & 0o666)
@@ -59,18 +69,14 @@ def write_shards(
         (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
-def _fill(entries: Sequence[FileTensor], sizes: Mapping[str, int], limit: int) -> list[list[FileTensor]]:
-    """The entries in their order, a new shard wherever the next one would exceed the limit."""
-    shards: list[list[FileTensor]] = []
+def _fill(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """The names in their order, a new shard wherever the next tensor would exceed the limit."""
+    shards: list[list[str]] = []
     room = 0
-    for entry in entries:
-        if not shards or sizes[entry.name] > room:
+    for name, size in sizes.items():
+        if not shards or size > room:
             shards.append([])
             room = limit
-        shards[-1].append(entry)
-        room -= sizes[entry.name]
+        shards[-1].append(name)
+        room -= size
     return shards
-
-
-def _numel(entry: FileTensor) -> int:
-    return torch.Size(entry.shape).numel()

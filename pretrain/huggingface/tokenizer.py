@@ -1,4 +1,5 @@
-"""The run's sentencepiece tokenizer as tokenizer.json, which gives the same ids for any text.
+"""The run's tokenizer in its export. One of Hugging Face's kind is copied; a sentencepiece model becomes
+a tokenizer.json that gives the same ids for any text.
 
 sentencepiece joins, again and again, the two neighbours whose joined piece has the best score, the
 leftmost where there are several. The tokenizers library joins the pair that stands first in a list
@@ -18,9 +19,18 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
+from ...data.tokenizer import Tokenizer
+from ...data.tokenizer.interface import Kind
 from ...errors import UserError
 
-__all__ = ["ConvertedTokenizer", "SpecialIds", "convert_tokenizer", "merges_of"]
+__all__ = [
+    "ConvertedTokenizer",
+    "ExportedTokenizer",
+    "SpecialIds",
+    "convert_tokenizer",
+    "export_tokenizer",
+    "merges_of",
+]
 
 SPACE = "\u2581"
 """What sentencepiece writes for a space."""
@@ -32,18 +42,54 @@ Piece = proto.ModelProto.SentencePiece
 @dataclass(frozen=True)
 class SpecialIds:
     end_of_document: int
-    padding: int
-    """<unk>, which no text gives. To pad by the end of a document would mask that end from the loss of
-    whoever trains on, since padding is masked."""
+    padding: int | None
+    """<unk> in plait's own tokenizers, which no text gives. To pad by the end of a document would mask
+    that end from the loss of whoever trains on, since padding is masked."""
 
 
 @dataclass(frozen=True)
 class ConvertedTokenizer:
-    """A tokenizer as transformers reads it."""
+    """A sentencepiece model as transformers reads it."""
 
     files: dict[str, str]
     """Name -> text: tokenizer.json and tokenizer_config.json."""
     special: SpecialIds
+
+
+@dataclass(frozen=True)
+class ExportedTokenizer:
+    """A tokenizer's files in an export."""
+
+    kind: Kind
+    files: dict[str, bytes]
+    special: SpecialIds
+    note: str | None = None
+    """Why transformers has no tokenizer.json to read; None where it has one."""
+
+
+def export_tokenizer(tokenizer: Tokenizer, *, imported: bool) -> ExportedTokenizer:
+    """The files of a run's tokenizer.
+
+    Args:
+        imported: the tokenizer came with a model, so that one which no tokenizer.json can say goes on
+            as it came.
+
+    Raises:
+        UserError: see :func:`convert_tokenizer`; of a tokenizer that was not imported.
+    """
+    special = SpecialIds(end_of_document=tokenizer.end_of_document, padding=None)
+    if tokenizer.kind == "huggingface":
+        return ExportedTokenizer(tokenizer.kind, tokenizer.files, special)
+    try:
+        converted = convert_tokenizer(tokenizer.path)
+    except UserError as error:
+        if not imported:
+            raise
+        return ExportedTokenizer(
+            tokenizer.kind, tokenizer.files, special, f"no tokenizer.json was written: {error}"
+        )
+    made = {name: text.encode() for name, text in converted.files.items()}
+    return ExportedTokenizer(tokenizer.kind, tokenizer.files | made, converted.special)
 
 
 def convert_tokenizer(path: Path) -> ConvertedTokenizer:

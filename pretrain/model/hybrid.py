@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
 from .attention import Attention
-from .layers import Linear, Mixer, MixerOutput, Packing, RMSNorm, WeightOf
+from .layers import Cache, Linear, Mixer, MixerOutput, Packing, RMSNorm, WeightOf
 from .mamba2 import Mamba2
 from .mlp import MLP
 from .moe import MoE, Router
@@ -39,6 +39,13 @@ class Layer(nn.Module):
         output = self.mixer(self.norm(x_BLD), packing)
         output.y_BLD = x_BLD + output.y_BLD
         return output
+
+    def prefill(self, x_BLD: Tensor, packing: Packing, capacity: int) -> tuple[Tensor, Cache | None]:
+        y_BLD, cache = self.mixer.prefill(self.norm(x_BLD), packing, capacity)
+        return x_BLD + y_BLD, cache
+
+    def step(self, x_B1D: Tensor, positions_B1: Tensor, cache: Cache | None) -> Tensor:
+        return x_B1D + self.mixer.step(self.norm(x_B1D), positions_B1, cache)
 
 
 def _mamba(config: ModelConfig, std: float, out_std: float) -> Mixer:
@@ -124,9 +131,53 @@ class Hybrid(nn.Module):
             outputs.append(output)
         return self.final_norm(x), outputs
 
-    def logits(self, hidden_BLD: Tensor) -> Tensor:
-        """(B, L, V), whole: for generation and comparison, not for training."""
-        return F.linear(hidden_BLD, self.head_weight.to(hidden_BLD.dtype))
+    @torch.no_grad()
+    def prefill(
+        self, tokens_BL: Tensor, packing: Packing, capacity: int, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, list[Cache | None]]:
+        """Run the layers over prompts, to go on from the last document of each row.
+
+        Args:
+            capacity: tokens that a row will hold at most, those of the prompt included.
+
+        Returns:
+            The final norm's output at the last token (B, D), and each layer's cache for `step`.
+        """
+        x = F.embedding(tokens_BL, self.embedding.weight)
+        x = x if dtype is None else x.to(dtype)
+        caches = []
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            x, cache = layer.prefill(x, packing, capacity)
+            caches.append(cache)
+        return self.final_norm(x[:, -1]), caches
+
+    @torch.no_grad()
+    def step(
+        self,
+        tokens_B: Tensor,
+        positions_B: Tensor,
+        caches: list[Cache | None],
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Run the layers over one token more a row; the caches move on in place.
+
+        Args:
+            positions_B: each token's place in its document.
+
+        Returns:
+            The final norm's output (B, D).
+        """
+        x = F.embedding(tokens_B[:, None], self.embedding.weight)
+        x = x if dtype is None else x.to(dtype)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            assert isinstance(layer, Layer)
+            x = layer.step(x, positions_B[:, None], cache)
+        return self.final_norm(x[:, 0])
+
+    def logits(self, hidden_D: Tensor) -> Tensor:
+        """(…, D) -> (…, V), whole: for generation and comparison, not for training."""
+        return F.linear(hidden_D, self.head_weight.to(hidden_D.dtype))
 
 
 def build_model(

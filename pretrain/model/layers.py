@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...kernels.normalization import rms_norm
 from .parameters import Constant, Rule, declare
 
-__all__ = ["Linear", "Mixer", "MixerOutput", "Packing", "RMSNorm", "WeightOf", "exact"]
+__all__ = ["Cache", "Linear", "Mixer", "MixerOutput", "Packing", "RMSNorm", "WeightOf", "exact"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class Packing:
     """Each token's place in its document, from 0."""
     document_ids_BL: Tensor | None
     """Non-decreasing along a sequence, from 0; None where documents are not isolated."""
+
+    @property
+    def last_document_BL(self) -> Tensor | None:
+        """True at the tokens of each row's last document; None where a row is one."""
+        ids = self.document_ids_BL
+        return ids == ids[:, -1:] if ids is not None else None
 
 
 @dataclass
@@ -38,11 +44,31 @@ class MixerOutput:
     """Root mean square of the SSM states after the last token, if the mixer has them."""
 
 
+class Cache:
+    """What a mixer keeps of the tokens so far, to go on by one; the mixer itself remembers nothing."""
+
+
 class Mixer(nn.Module):
-    """What a layer of the pattern computes from its normalised input."""
+    """What a layer of the pattern computes from its normalised input.
+
+    `forward` is training's. `prefill` and `step` are generation's, without gradients; a mixer whose
+    tokens do not see each other has them from here.
+    """
 
     def forward(self, x_BLD: Tensor, packing: Packing) -> MixerOutput:
         raise TypeError(f"{type(self).__name__} is a mixer without a forward")
+
+    def prefill(self, x_BLD: Tensor, packing: Packing, capacity: int) -> tuple[Tensor, Cache | None]:
+        """The output of `forward`, and what `step` needs to continue each row's last document.
+
+        Args:
+            capacity: tokens that a row will hold at most, those of x included.
+        """
+        return self(x_BLD, packing).y_BLD, None
+
+    def step(self, x_B1D: Tensor, positions_B1: Tensor, cache: Cache | None) -> Tensor:
+        """The output for each row's next token, (B, 1, D); the cache moves on in place."""
+        return self(x_B1D, Packing(positions_B1, None)).y_BLD
 
 
 class Linear(nn.Module):

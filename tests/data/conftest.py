@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from plait.data.tokenizer import Tokenizer, train_tokenizer
+from plait.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 CODES = {np.uint8: 1, np.int32: 4, np.int64: 5, np.float32: 7, np.uint16: 8}
 
@@ -30,6 +33,32 @@ def texts() -> list[str]:
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Tokenizer:
     return train_tokenizer(texts, tmp_path_factory.mktemp("tokenizer") / "small.model", vocab_size=360)
+
+
+@pytest.fixture(scope="session")
+def hf_folder(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A byte-level BPE of 400 ids as transformers saves it: 0 closes a document, 1 pads."""
+    trained = tokenizers.Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    trained.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(texts, trainer)
+    folder = tmp_path_factory.mktemp("tokenizer") / "hf"
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=trained, eos_token="<|endoftext|>", pad_token="<|pad|>"
+    )
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hf_tokenizer(hf_folder: Path) -> Tokenizer:
+    return load_tokenizer(hf_folder)
 
 
 @pytest.fixture

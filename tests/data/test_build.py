@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from plait.data import build as build_module
+from plait.data import encoding
 from plait.data.build import Progress, build, num_held_out
-from plait.data.manifest import manifest_of, read_manifest, verify
+from plait.data.manifest import manifest_of, read_manifest
 from plait.data.shards import Shard
-from plait.data.tokenizer import Tokenizer, train_tokenizer
+from plait.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from plait.data.verification import verify
 from plait.errors import UserError
 
 
@@ -58,12 +60,12 @@ def test_manifest_tells_the_truth(tmp_path: Path, texts: list[str], tokenizer: T
     assert train.text_bytes + validation.text_bytes == sum(len(text.encode()) for text in texts)
     assert manifest.bytes_per_token == train.text_bytes / train.tokens
     assert (manifest.vocab_size, manifest.dtype, manifest.seed) == (360, "uint16", 4)
-    assert manifest.tokenizer_sha256 == Tokenizer.load(tmp_path / "c" / "tokenizer.model").fingerprint
+    assert manifest.tokenizer_sha256 == load_tokenizer(tmp_path / "c" / "tokenizer.model").fingerprint
 
 
 def test_same_input_same_bytes(tmp_path: Path, texts: list[str], tokenizer: Tokenizer, monkeypatch) -> None:
     one = build(tmp_path / "one", texts, tokenizer)
-    monkeypatch.setattr(build_module, "BATCH_DOCUMENTS", 7)
+    monkeypatch.setattr(encoding, "BATCH_DOCUMENTS", 7)
     monkeypatch.setattr(build_module, "REPORT_DOCUMENTS", 5)
     assert build(tmp_path / "two", iter(texts), tokenizer) == one
     assert build(tmp_path / "three", texts, tokenizer, seed=1).splits != one.splits
@@ -114,12 +116,12 @@ def test_killed_build_leaves_no_corpus_and_the_next_one_clears_up(tmp_path: Path
     script = (
         "import sys, time\n"
         "from plait.data.build import build\n"
-        "from plait.data.tokenizer import Tokenizer\n"
+        "from plait.data.tokenizer import load_tokenizer\n"
         "def documents():\n"
         "    for i in range(5000): yield 'some text'\n"
         "    print('reading', flush=True)\n"
         "    time.sleep(60)\n"
-        "build(sys.argv[1], documents(), Tokenizer.load(sys.argv[2]))\n"
+        "build(sys.argv[1], documents(), load_tokenizer(sys.argv[2]))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "c"), str(tokenizer.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -143,7 +145,7 @@ def test_what_is_replaced_and_what_is_not(tmp_path: Path, texts, tokenizer) -> N
         build(out, texts, other)
     assert build(out, texts, other, force=True).vocab_size == 330
     # The folder's own tokenizer may be the one to rebuild with.
-    build(out, texts, Tokenizer.load(out / "tokenizer.model"))
+    build(out, texts, load_tokenizer(out / "tokenizer.model"))
     (out / "notes.md").write_text("mine")
     with pytest.raises(UserError, match=r"notes.md"):
         build(out, texts, other, force=True)

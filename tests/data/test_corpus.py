@@ -44,7 +44,7 @@ def test_jsonl_keeps_text_exactly(tmp_path: Path) -> None:
         "\ufeff"
         + "\n".join(json.dumps({"body": t, "n": i}, ensure_ascii=i % 2 == 0) for i, t in enumerate(texts))
     )
-    assert list(Corpus([str(path)], text_key="body")) == texts
+    assert list(Corpus([str(path)], "body")) == texts
 
 
 def test_jsonl_compressed_and_with_half_surrogates(tmp_path: Path) -> None:

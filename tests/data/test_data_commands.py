@@ -1,6 +1,7 @@
 """The `plait data` commands, from text to the batch of a step."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,18 @@ def test_inspect_takes_shards_without_a_manifest(write_shards) -> None:
     prefix, stream = write_shards([[], [3, 2], [4]])
     shown = plait("data", "inspect", f"{prefix}.bin").stdout
     assert " ".join(map(str, stream[:5])) in shown
+
+
+def test_inspect_shows_masks_and_either_tokenizer(tmp_path: Path, hf_folder: Path) -> None:
+    source = tmp_path / "x.jsonl"
+    source.write_text(json.dumps({"prompt": "read: ", "completion": "token batch"}) + "\n")
+    options = ("--corpus", source, "--tokenizer", hf_folder, "--mask", "prompt", "--validation", 0)
+    built = plait("data", "build", tmp_path / "c", *options, "--workers", 1).stdout
+    shown = plait("data", "inspect", tmp_path / "c").stdout
+    for expected in ("huggingface, 400 ids", "tokens; the rest is masked", "read: token batch"):
+        assert expected in shown
+    (targets,) = re.findall(r"(\d+) of them targets", built)
+    assert f"targets of train  {targets} tokens" in shown
 
 
 def test_batch_is_the_samples_of_that_step(corpus: Path, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def test_failure_reaches_the_caller_after_the_good_batches(opened) -> None:
     calls = 0
 
     class Failing:
+        masked = False
+
         def read(self, start: int, length: int):
             nonlocal calls
             calls += 1
@@ -109,6 +111,7 @@ def test_python_exits_with_a_loader_left_open() -> None:
         "from plait.data.loader import Loader\n"
         "from plait.data.mixture import Plan, Source\n"
         "class Zeros:\n"
+        "    masked = False\n"
         "    def read(self, start, length): return np.zeros(length, np.int64), np.zeros(length, bool)\n"
         "plan = Plan.start([Source('s', 1, 1000, 'c')], seed=0, seq_len=8)\n"
         "loader = Loader(plan, {'s': Zeros()}, cursor=0, batch_size=4)\n"

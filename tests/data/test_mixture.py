@@ -77,7 +77,7 @@ def test_every_period_holds_each_source_in_its_share(blend) -> None:
     for n in range(period):
         counts = Counter(drawn[:n])
         assert all(
-            abs(counts[s.prefix] - Fraction(n * w, period)) < len(sources)
+            abs(counts[s.prefix] - Fraction(n * w, period)) <= math.ceil(math.log2(len(sources))) / 2
             for s, w in zip(sources, whole, strict=True)
         )
 

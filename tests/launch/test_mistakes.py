@@ -267,3 +267,13 @@ def test_more_ranks_than_the_layout(plait, config, monkeypatch):
 def test_plot_of_no_run(plait, tmp_path):
     line = "NONE/metrics.jsonl: no metrics are here; name the folder of a run that has begun"
     assert_line(plait("plot", tmp_path / "none"), line, NONE=tmp_path / "none")
+
+
+def test_a_loss_that_is_no_number(plait, config, tmp_path):
+    code, text = plait("train", config, "optim.lr=1e30", "optim.warmup_steps=0", "checkpoint.every=1")
+    assert code == 2
+    assert text.startswith(
+        "plait: error: step 2: the loss is nan and the gradient's norm nan; lower optim.lr"
+    )
+    assert text.count("\n") == 1
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 1

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plait.pretrain.config_file import parse_config
-from plait.pretrain.generation import continue_greedily
+from plait.pretrain.generation import collect, decode
 from plait.pretrain.huggingface import export_run
 from plait.pretrain.huggingface.names import from_files, tensor_map
 from plait.pretrain.model import Packing
@@ -35,6 +35,10 @@ def load(out, **options) -> Any:
 
 def random_ids(batch=2):
     return torch.randint(320, (batch, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def continue_greedily(model, prompt, tokens):
+    return prompt + collect(decode(model, [prompt], max_tokens=tokens))[0]
 
 
 def packing_of(ids):

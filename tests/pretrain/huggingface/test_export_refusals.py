@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plait.errors import UserError
-from plait.pretrain.huggingface import export, export_run, placing, verify
+from plait.pretrain.huggingface import export, export_run, placing, tokenizer, verify
 from plait.pretrain.huggingface.verify import ExportError
 
 
@@ -88,7 +88,7 @@ def break_a_name(monkeypatch):
 
 
 def break_an_id(monkeypatch):
-    real = export.convert_tokenizer
+    real = tokenizer.convert_tokenizer
 
     def broken(path):
         converted = real(path)
@@ -97,7 +97,7 @@ def break_an_id(monkeypatch):
         converted.files["tokenizer.json"] = json.dumps(tree)
         return converted
 
-    monkeypatch.setattr(export, "convert_tokenizer", broken)
+    monkeypatch.setattr(tokenizer, "convert_tokenizer", broken)
 
 
 def break_the_router(monkeypatch):
@@ -118,7 +118,7 @@ def break_the_router(monkeypatch):
     [
         (break_a_logit, "computes other logits than plait, by 1.0e-03"),
         (break_a_name, "missing_keys"),
-        (break_an_id, "gives other ids than sentencepiece"),
+        (break_an_id, r"gives other ids than .*run/tokenizer\.model for a text"),
         (break_the_router, "sends tokens to other experts"),
     ],
 )
@@ -138,10 +138,10 @@ def test_weights_that_are_not_finite(four, save_run, tmp_path, monkeypatch):
     real = export._load
 
     def diverged(*args):
-        model = real(*args)
+        model, carried = real(*args)
         with torch.no_grad():
             model.embedding.weight.fill_(float("nan"))
-        return model
+        return model, carried
 
     monkeypatch.setattr(export, "_load", diverged)
     with pytest.raises(ExportError, match="not finite"):
@@ -177,3 +177,22 @@ def test_the_old_export_comes_back_if_the_new_one_cannot_take_its_name(tmp_path,
         pass
     assert names(tmp_path) == ["out"]
     assert names(out) == ["config.json"]
+
+
+def test_a_number_that_float16_cannot_hold(four, save_run, tmp_path, monkeypatch):
+    run, _ = save_run(four)
+    real = export._load
+
+    def large(*args):
+        model, carried = real(*args)
+        with torch.no_grad():
+            model.final_norm.weight[0] = 1e5
+        return model, carried
+
+    monkeypatch.setattr(export, "_load", large)
+    with pytest.raises(UserError) as caught:
+        export_run(run, tmp_path / "out", dtype="float16")
+    assert str(caught.value) == (
+        "dtype = float16 cannot hold backbone.norm_f.weight, which reaches 1e+05; choose bfloat16 or float32"
+    )
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,121 @@
+"""Where a new run's weights come from, when not from its seed: another run's checkpoint, or an import's."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ..errors import UserError
+from .checkpoint import Checkpoint
+from .config import Config, ModelConfig
+from .config_file import parse_model
+from .loading import find_checkpoint
+from .pattern import LETTERS
+from .run_folder import RunFolder
+from .train_state import CARRIED, TrainState, empty_carried
+
+__all__ = ["InitialWeights", "find_initial_weights", "model_of"]
+
+logger = logging.getLogger(__name__)
+
+FREE = {
+    "mamba": ("chunk_size",),
+    "moe": ("score_bias", "score_bias_rate", "aux_loss", "z_loss"),
+}
+"""Section of the model -> keys that change how it is trained, not what it computes."""
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What `checkpoint.init_from` names."""
+
+    name: str
+    """As the config says it."""
+    folder: RunFolder
+    checkpoint: Checkpoint
+
+    def __str__(self) -> str:
+        return f"step {self.checkpoint.step} of {self.folder.path}"
+
+    def check_model(self, model: ModelConfig) -> None:
+        """
+        Raises:
+            UserError: the weights are those of another model; names the keys.
+        """
+        there, here = _keys(model_of(self.checkpoint)), _keys(model)
+        # Layers that only one of them has are told apart by their patterns.
+        differ = [key for key in sorted(there.keys() & here.keys()) if there[key] != here[key]]
+        if differ:
+            shown = ", ".join(f"{key} = {there[key]} there and {here[key]} here" for key in differ[:4])
+            more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+            raise UserError(
+                f"checkpoint.init_from = {self.name}: the weights of another model: {shown}{more}; leave "
+                "those keys out of the config, or begin from another run"
+            )
+
+    def load_into(self, state: TrainState) -> None:
+        """Give a new run's state the weights, the routers' biases, what is only carried, and the origin."""
+        weights = {name: t for name, t in state.tensors().items() if name.startswith("model.")}
+        stored = self.checkpoint.tensors
+        # In the dtype they were saved in, which need not be that of this run's parameters.
+        read: dict[str, Tensor] = {
+            name: torch.empty_like(tensor, dtype=stored[name].dtype) if name in stored else tensor
+            for name, tensor in weights.items()
+        }
+        state.carried = empty_carried(self.checkpoint)
+        carried = {CARRIED + name: tensor for name, tensor in state.carried.items()}
+        self.checkpoint.load_into(read | carried, partial=True)
+        for name, tensor in weights.items():
+            tensor.copy_(read[name])
+        state.origin = _origin(self)
+        logger.info("begun with the weights of %s", self)
+
+
+def find_initial_weights(config: Config) -> InitialWeights | None:
+    """What `checkpoint.init_from` names; None where it is not set.
+
+    Raises:
+        UserError: no such run, no such step, or another model than the config's.
+    """
+    name = config.checkpoint.init_from
+    if name is None:
+        return None
+    try:
+        folder, checkpoint = find_checkpoint(name)
+    except UserError as error:
+        raise UserError(f"checkpoint.init_from = {name}: {error}") from None
+    initial = InitialWeights(name, folder, checkpoint)
+    initial.check_model(config.model)
+    return initial
+
+
+def model_of(checkpoint: Checkpoint) -> ModelConfig:
+    """The model whose weights a checkpoint holds, that of a training or of an import.
+
+    Raises:
+        UserError: the checkpoint does not describe one.
+    """
+    return parse_model(yaml.safe_load(checkpoint.manifest.facts["config"]), str(checkpoint.path))
+
+
+def _origin(initial: InitialWeights) -> dict[str, Any]:
+    origin = dict(initial.checkpoint.manifest.facts.get("origin", {}))
+    if "huggingface" in origin:
+        # The dtypes of single tensors end here: see `huggingface/origin.py`.
+        origin["huggingface"] = origin["huggingface"] | {"dtypes": {}}
+    return origin | {"run": initial.name, "step": initial.checkpoint.step}
+
+
+def _keys(model: ModelConfig) -> dict[str, Any]:
+    """What decides the weights' meaning: key -> value; sections of layers that the model lacks left out."""
+    tree = model.model_dump(mode="json")
+    keys = {f"model.{key}": value for key, value in tree.items() if key not in LETTERS.values()}
+    keys["model.pattern"] = model.layers
+    for letter in sorted(set(model.layers)):
+        section = LETTERS[letter]
+        free = FREE.get(section, ())
+        keys |= {f"model.{section}.{key}": v for key, v in tree[section].items() if key not in free}
+    return keys

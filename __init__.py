@@ -2,7 +2,7 @@
 
 A token's way through the house, which is also the order to read it in:
 
-    data/corpus.py -> data/tokenizer.py -> data/shards.py -> data/mixture.py
+    data/corpus.py -> data/tokenizer/ -> data/shards.py -> data/mixture.py
       -> pretrain/trainer.py -> pretrain/model/hybrid.py -> pretrain/model/{mamba2,attention,mlp,moe}.py
       -> kernels/* -> pretrain/loss.py -> pretrain/checkpoint.py -> pretrain/huggingface/export.py
 

@@ -14,7 +14,15 @@ from .config_file import parse_config, parse_model
 from .model import Hybrid
 from .run_folder import RunFolder
 
-__all__ = ["LoadedModel", "LoadedRun", "empty_model", "find_checkpoint", "held_as_computed", "load_run"]
+__all__ = [
+    "LoadedModel",
+    "LoadedRun",
+    "choose_checkpoint",
+    "empty_model",
+    "find_checkpoint",
+    "held_as_computed",
+    "load_run",
+]
 
 MATRICES = ("_proj", "_proj.weight", "embedding.weight", "head.weight")
 """Ends of the names of parameters that training casts where it uses them."""
@@ -80,16 +88,28 @@ def find_checkpoint(reference: str) -> tuple[RunFolder, Checkpoint]:
     if "@" in reference and not Path(reference).is_dir():
         path, _, step = reference.rpartition("@")
     folder = RunFolder.open(path)
+    return folder, choose_checkpoint(folder, step)
+
+
+def choose_checkpoint(folder: RunFolder, step: str | None, *, remedy: str = "train on") -> Checkpoint:
+    """A run's checkpoint of a step, or its newest.
+
+    Args:
+        remedy: what to do where there is none yet; closes the error's line.
+
+    Raises:
+        UserError: no whole checkpoint, or none of that step.
+    """
     found = Checkpoints(folder.checkpoints).all()
     if not found:
-        raise UserError(f"{path}: holds no whole checkpoint yet; train on")
+        raise UserError(f"{folder.path}: holds no whole checkpoint yet; {remedy}")
     if step is None:
-        return folder, found[-1]
+        return found[-1]
     for checkpoint in found:
         if str(checkpoint.step) == step:
-            return folder, checkpoint
+            return checkpoint
     steps = ", ".join(str(checkpoint.step) for checkpoint in found)
-    raise UserError(f"{path}: holds no checkpoint of step {step}; choose one of {steps}")
+    raise UserError(f"{folder.path}: holds no checkpoint of step {step}; choose one of {steps}")
 
 
 def empty_model(config: ModelConfig, dtype: torch.dtype) -> Hybrid:

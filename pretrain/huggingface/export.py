@@ -14,10 +14,11 @@ from torch import Tensor
 from ...data.mixture import Plan, open_sources
 from ...data.window import window
 from ...errors import UserError
-from ..checkpoint import Checkpoint, Checkpoints
+from ..checkpoint import Checkpoint
 from ..config import Config, ModelConfig
 from ..config_file import parse_config
 from ..initial_weights import model_of
+from ..loading import choose_checkpoint, empty_model
 from ..model import Hybrid
 from ..run_folder import RunFolder, read_metrics
 from ..train_state import CARRIED, empty_carried
@@ -83,7 +84,9 @@ def export_run(
         ExportError: transformers does not read what was written as what it was.
     """
     folder, out = RunFolder.open(run), Path(os.path.abspath(out))
-    checkpoint = _find(folder, step)
+    checkpoint = choose_checkpoint(
+        folder, None if step is None else str(step), remedy="train on, then export"
+    )
     config, origin = model_of(checkpoint), Origin.from_facts(checkpoint.manifest.facts)
     check_fits(config)
     check_target(out)
@@ -122,25 +125,10 @@ def export_run(
     return Exported(out, checkpoint.step, files, agreement.logit_error, compared, remarks)
 
 
-def _find(folder: RunFolder, step: int | None) -> Checkpoint:
-    found = Checkpoints(folder.checkpoints).all()
-    if not found:
-        raise UserError(f"{folder.path}: holds no whole checkpoint yet; train on, then export")
-    if step is None:
-        return found[-1]
-    for checkpoint in found:
-        if checkpoint.step == step:
-            return checkpoint
-    steps = ", ".join(str(checkpoint.step) for checkpoint in found)
-    raise UserError(f"{folder.path}: holds no checkpoint of step {step}; choose one of {steps}")
-
-
 def _load(checkpoint: Checkpoint, config: ModelConfig) -> tuple[Hybrid, dict[str, Tensor]]:
     """The checkpoint's model on the CPU, in fp32, and what it only passes on."""
-    with torch.device("meta"):
-        model = Hybrid(config)
     stored = checkpoint.tensors.get("model.embedding.weight")
-    model = model.to(stored.dtype if stored else torch.float32).to_empty(device="cpu")
+    model = empty_model(config, stored.dtype if stored else torch.float32)
     carried = empty_carried(checkpoint)
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     tensors |= {CARRIED + name: tensor for name, tensor in carried.items()}

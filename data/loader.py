@@ -31,8 +31,9 @@ class Loader:
         shards: by prefix, those the plan reads from the cursor on.
         cursor: samples consumed so far; the first batch begins there.
         batch_size: samples a batch, over all ranks.
-        rows: this rank's part of each batch; all of it by default.
+        rows: this rank's samples of each batch; all of it by default.
         isolate_documents: as for :func:`plait.data.window.window`.
+        part: (lo, hi), this rank's tokens of each sample, as there; all of it by default.
         prefetch: batches that a thread reads ahead.
         workers: threads; each reads every so many-th batch.
 
@@ -49,6 +50,7 @@ class Loader:
         batch_size: int,
         rows: slice = slice(None),
         isolate_documents: bool = True,
+        part: tuple[int, int] | None = None,
         prefetch: int = 2,
         workers: int = 1,
     ) -> None:
@@ -65,7 +67,8 @@ class Loader:
         self._taken = 0
 
         def read(first: int) -> Batch:
-            return batch(plan, shards, [first + row for row in mine], isolate_documents=isolate_documents)
+            indices = [first + row for row in mine]
+            return batch(plan, shards, indices, isolate_documents=isolate_documents, part=part)
 
         stop = threading.Event()
         # The threads know the queues and not the loader, so that a loader that is dropped ends them.
@@ -91,8 +94,9 @@ class Loader:
         """The next batch and the seconds that were spent waiting for it.
 
         Returns:
-            batch: ``tokens`` and ``targets`` int64 (B, L), ``document_ids`` and ``positions`` int32
-                (B, L), where B counts this rank's rows.
+            batch: ``tokens`` and ``targets`` int64 (B, P), ``positions`` int32 (B, P) and
+                ``document_ids`` int32 (B, L), where B counts this rank's rows, P the tokens of its
+                part and L those of a window.
             waited: seconds; near zero when reading keeps up.
 
         Raises:

@@ -79,7 +79,12 @@ class Shard:
             tokens: int64 (length,).
             starts: bool (length,), true where a token is the first of its document.
         """
-        tokens = self.tokens(start, length)
+        return self.tokens(start, length), self.starts(start, length)
+
+    def starts(self, start: int, length: int) -> np.ndarray:
+        """Which of the tokens ``start … start + length - 1`` are the first of their document, bool
+        (length,); from the index alone."""
+        self._check_inside(start, length)
         # The index's arrays are not aligned, so numpy's searchsorted would copy them whole; bisect
         # touches log n entries.
         documents = range(self.num_documents)
@@ -90,17 +95,20 @@ class Shard:
             raise self._damaged()
         starts = np.zeros(length, dtype=bool)
         starts[places] = True
-        return tokens, starts
+        return starts
 
     def tokens(self, start: int, length: int) -> np.ndarray:
         """Tokens ``start … start + length - 1`` of the stream, int64 (length,)."""
+        self._check_inside(start, length)
+        layout, files = self.layout, _open_files(self)
+        view = files.dataset.bin_reader.read(layout.dtype.type, length, start * layout.dtype.itemsize)
+        return view.astype(np.int64)
+
+    def _check_inside(self, start: int, length: int) -> None:
         if start < 0 or length < 1 or start + length > self.num_tokens:
             raise IndexError(
                 f"tokens {start} … {start + length - 1} of {self.prefix}, which has {self.num_tokens}"
             )
-        layout, files = self.layout, _open_files(self)
-        view = files.dataset.bin_reader.read(layout.dtype.type, length, start * layout.dtype.itemsize)
-        return view.astype(np.int64)
 
     def counted(self, start: int, length: int) -> np.ndarray:
         """Which of the tokens ``start … start + length - 1`` count as targets, bool (length,)."""

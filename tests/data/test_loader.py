@@ -59,18 +59,21 @@ def test_isolation_is_passed_on(opened) -> None:
 
 def test_failure_reaches_the_caller_after_the_good_batches(opened) -> None:
     plan, shards = opened
-    read = shards[next(iter(shards))].read
+    shard = shards[next(iter(shards))]
     calls = 0
 
     class Failing:
         masked = False
 
-        def read(self, start: int, length: int):
+        def tokens(self, start: int, length: int):
             nonlocal calls
             calls += 1
             if calls > 8:
                 raise OSError("disk gone")
-            return read(start, min(length, 9))
+            return shard.tokens(start, length)
+
+        def starts(self, start: int, length: int):
+            return shard.starts(start, length)
 
     failing = dict.fromkeys(shards, Failing())
     short = Plan.start([plan.stages[0].sources[0]], seed=0, seq_len=8)
@@ -112,7 +115,8 @@ def test_python_exits_with_a_loader_left_open() -> None:
         "from plait.data.mixture import Plan, Source\n"
         "class Zeros:\n"
         "    masked = False\n"
-        "    def read(self, start, length): return np.zeros(length, np.int64), np.zeros(length, bool)\n"
+        "    def tokens(self, start, length): return np.zeros(length, np.int64)\n"
+        "    def starts(self, start, length): return np.zeros(length, bool)\n"
         "plan = Plan.start([Source('s', 1, 1000, 'c')], seed=0, seq_len=8)\n"
         "loader = Loader(plan, {'s': Zeros()}, cursor=0, batch_size=4)\n"
         "print(loader.next()[0]['tokens'].shape)\n"

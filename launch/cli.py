@@ -15,6 +15,7 @@ from . import (
     export_command,
     generate_command,
     import_command,
+    launch_commands,
     train_commands,
 )
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
 app.command()(train_commands.train)
+app.add_typer(launch_commands.app, name="launch")
 app.command()(train_commands.plot)
 app.command()(export_command.export)
 app.add_typer(import_command.app, name="import")

@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Show a run's full config, or the schema of all configs.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show a run's full config, its layout over ranks, or the schema of all configs.",
+    no_args_is_help=True,
+)
 
 ConfigArgument = Annotated[str, typer.Argument(help="A YAML file, or the name of one that plait ships.")]
 OverridesArgument = Annotated[
@@ -27,3 +30,16 @@ def schema() -> None:
     from ..pretrain.config import Config
 
     typer.echo(json.dumps(Config.model_json_schema(by_alias=True), indent=2))
+
+
+@app.command()
+def layout(
+    config: ConfigArgument,
+    overrides: OverridesArgument = None,
+    every_rank: Annotated[bool, typer.Option("--all", help="A row for each rank, however many.")] = False,
+) -> None:
+    """Print who holds what in the layout that `parallel` asks for, and what is sent; no rank is started."""
+    from ..pretrain.config_file import load_config
+    from .layout_table import show_layout
+
+    show_layout(load_config(config, overrides or ()), every_rank=every_rank)

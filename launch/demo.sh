@@ -16,20 +16,21 @@ mkdir -p corpora
 show plait data tokenizer corpora/stdlib.model --corpus stdlib --vocab-size 4096
 show plait data build "$corpus" --corpus stdlib --tokenizer corpora/stdlib.model
 
-say "2. A hybrid of Mamba-2, attention, MLP and experts learns, until kill -9 ends it after step 90"
-printf '\033[2m$ plait train configs/demo.yaml\033[0m\n'
-plait train configs/demo.yaml &
-trainer=$!
+say "2. A hybrid of Mamba-2, attention, MLP and experts learns on two ranks, each with half of every sequence"
+printf '\033[2m$ plait launch local configs/demo.yaml parallel.sp=2\033[0m\n'
+plait launch local configs/demo.yaml parallel.sp=2 &
+launcher=$!
 until [ -f "$run/metrics.jsonl" ] && [ "$(wc -l <"$run/metrics.jsonl")" -ge 90 ]; do
-    kill -0 "$trainer" 2>/dev/null || { wait "$trainer"; exit 1; }
+    kill -0 "$launcher" 2>/dev/null || { wait "$launcher"; exit 1; }
     sleep 0.2
 done
-kill -9 "$trainer"
-wait "$trainer" 2>/dev/null || true
-printf '\033[?25h\nkilled with SIGKILL at step %s\n' "$(wc -l <"$run/metrics.jsonl")"
+# The first word of the run's lock is the process of rank 0.
+kill -9 "$(cut -d ' ' -f 1 "$run/.lock")"
+wait "$launcher" || true
+printf '\033[?25hkilled after step %s\n' "$(wc -l <"$run/metrics.jsonl")"
 
 say "3. The same command goes on from the last whole checkpoint, to the bit"
-show plait train configs/demo.yaml
+show plait launch local configs/demo.yaml parallel.sp=2
 
 say "4. The loss curve, and the export to Hugging Face's format"
 show plait plot "$run"

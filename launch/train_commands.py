@@ -1,32 +1,56 @@
 """`plait train` and `plait plot`."""
 
-import logging
-import sys
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .config_commands import ConfigArgument, OverridesArgument
+from .rank_process import is_launched, log_to, rank, run_as_rank
+
+if TYPE_CHECKING:
+    from ..pretrain.callbacks import Callback
 
 
 def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Train a model; where the run's folder holds a checkpoint, go on from the newest."""
+    """Train a model; where the run's folder holds a checkpoint, go on from the newest.
+
+    Started by torchrun or `plait launch`, this is one rank of many.
+    """
+    run_as_rank(lambda: _train(config, overrides))
+
+
+def _train(config: str, overrides: list[str] | None) -> None:
     from rich.console import Console
 
-    from ..pretrain.callbacks import Checkpointing, Evaluation, MetricsFile, Progress, TensorBoard
+    from ..parallel.processes import start_processes, stop_processes
+    from ..parallel.watchdog import Watchdog
+    from ..pretrain.callbacks import Checkpointing, Evaluation, Heartbeat, MetricsFile, Progress, TensorBoard
     from ..pretrain.config_file import load_config
     from ..pretrain.run_folder import RunFolder
-    from ..pretrain.trainer import Trainer
+    from ..pretrain.trainer import Trainer, device_of
 
     settings = load_config(config, overrides or ())
+    device = device_of(settings)
     folder = RunFolder(settings.run.dir)
     folder.make()
-    _log_to(folder.log_file(0))
-    console = Console(highlight=False)
-    recorders = [MetricsFile(), *([TensorBoard()] if settings.log.tensorboard else [])]
-    trainer = Trainer(settings, [Evaluation(), *recorders, Progress(console), Checkpointing()])
-    finished = trainer.run()
+    log = folder.log_file(rank())
+    log_to(log)
+    console = Console(highlight=False, quiet=rank() > 0)
+    timeout = settings.parallel.timeout
+    with Watchdog(timeout, log, launched=is_launched()) as watchdog:
+        if "RANK" in os.environ:
+            start_processes(device, timeout)
+        watchdog.beat("the processes' start")
+        callbacks: list[Callback] = [Heartbeat(watchdog), Evaluation()]
+        if rank() == 0:
+            callbacks += [MetricsFile(), *([TensorBoard()] if settings.log.tensorboard else [])]
+            callbacks.append(Progress(console))
+        callbacks += [Checkpointing(), Heartbeat(watchdog, "the callbacks of ")]
+        trainer = Trainer(settings, callbacks)
+        finished = trainer.run()
+        stop_processes()
     step = trainer.state.step
     if finished:
         console.print(f"[bold green]finished[/] at step {step}; everything is in {folder.path}")
@@ -49,15 +73,3 @@ def plot(
 
     path = Path(out) if out else Path(runs[0]) / "loss.png"
     typer.echo(plot_losses([Path(run) for run in runs], path))
-
-
-def _log_to(file: Path) -> None:
-    """Send the log to a file, and its warnings to the terminal too."""
-    terminal = logging.StreamHandler(sys.stderr)
-    terminal.setLevel(logging.WARNING)
-    terminal.setFormatter(logging.Formatter("plait: %(message)s"))
-    record = logging.FileHandler(file, encoding="utf-8")
-    record.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("plait")
-    logger.setLevel(logging.INFO)
-    logger.handlers = [terminal, record]

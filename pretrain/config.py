@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ..parallel import AXES
+from .layout import check_layout
 from .pattern import LETTERS, expand
 
 __all__ = [
@@ -226,7 +228,7 @@ class TrainConfig(Section):
     batch_size: Count
     """Sequences a step, over all ranks."""
     micro_batch_size: Count | None = None
-    """Sequences a forward pass on a rank; null means the rank's whole share of the batch."""
+    """Sequences a forward pass on a rank, at most; null means the rank's whole share of the batch."""
     dtype: Literal["bfloat16", "float32", "float64"] = "bfloat16"
     """Of the computation; parameters are kept in fp32 (float64 under float64)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -265,28 +267,30 @@ class OptimConfig(Section):
 
 
 class ParallelConfig(Section):
-    """Ranks an axis. One rank is all that runs today, so each axis is 1."""
+    """Ranks an axis; a run is started on as many ranks as their product. The numbers do not depend on it."""
 
     dp_replicate: Count = 1
+    """Copies of the sharded model, each with other sequences (HSDP)."""
     dp_shard: Count = 1
+    """Ranks with other sequences that hold the parameters' shards between them (FSDP)."""
     sp: Count = 1
+    """Ranks that a sequence is cut over; they hold parameters' shards too."""
     tp: Count = 1
+    """Ranks that heads, channels and the vocabulary are cut over; best within a machine."""
     ep: Count = 1
+    """Experts stay on their rank in this version: 1."""
     state_exchange: Literal["auto", "ring", "gather", "scan"] = "auto"
-    """How SSM states travel between sequence-parallel ranks; auto chooses by their number."""
+    """How SSM states travel over sp; auto is ring for 2 ranks, gather to 16, scan beyond."""
+    fold_queries: bool = True
+    """Ranks of sp trade queries, so that causal attention is the same work for all."""
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds without progress after which a run prints every rank's stacks and ends."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for axis in ("dp_replicate", "dp_shard", "sp", "tp", "ep"):
-            if getattr(self, axis) != 1:
-                raise ValueError(
-                    f"parallel.{axis} = {getattr(self, axis)}: this version runs on one rank; "
-                    f"set parallel.{axis} = 1"
-                )
-        if self.state_exchange != "auto":
+        if self.ep != 1:
             raise ValueError(
-                f"parallel.state_exchange = {self.state_exchange}: one rank exchanges no states; "
-                "set parallel.state_exchange = auto"
+                f"parallel.ep = {self.ep}: experts stay on their rank in this version; set parallel.ep = 1"
             )
         return self
 
@@ -333,12 +337,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         train, optim = self.train, self.optim
-        micro = train.micro_batch_size
-        if micro is not None and train.batch_size % micro:
-            raise ValueError(
-                f"train.micro_batch_size = {micro} does not divide train.batch_size = {train.batch_size}; "
-                f"choose one of {_divisors(train.batch_size)}"
-            )
+        sizes = {axis: getattr(self.parallel, axis) for axis in AXES}
+        check_layout(self.model, sizes, seq_len=self.data.seq_len, batch_size=train.batch_size)
         if optim.warmup_steps > train.steps:
             raise ValueError(
                 f"optim.warmup_steps = {optim.warmup_steps} exceeds train.steps = {train.steps}; lower it"

@@ -14,20 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.mixture import Plan, open_blend
 from ..data.tokenizer import Tokenizer
 from ..data.window import IGNORE, batch
 from ..errors import UserError
-from .model import Hybrid, Packing
-from .model.layers import exact
+from ..kernels.cross_entropy import token_cross_entropy
+from ..parallel.collectives import all_gather, sum_in_place
+from ..parallel.fsdp import reshard
+from ..parallel.vocabulary import vocabulary_shard
+from .micro_batches import cut_batch
+from .model import Hybrid
 
 __all__ = ["Measured", "evaluate", "total"]
-
-LOGIT_ELEMENTS = 1 << 24
-"""Of the logits that exist at a time: 64 MB in fp32."""
 
 
 Arrays = dict[str, np.ndarray]
@@ -94,20 +94,28 @@ def evaluate(
             has no row for.
     """
     sources, shards = open_blend({prefix: 1.0})
-    shard = shards[prefix]
+    shard, mesh = shards[prefix], model.mesh
     plan = Plan.start(sources, seed=0, seq_len=seq_len)
     windows = min(windows, max(1, (shard.num_tokens - seq_len) // seq_len))
     loss_sum, targets = torch.zeros(seq_len, dtype=torch.float64), torch.zeros(seq_len, dtype=torch.int64)
     text_bytes = 0
+    part = mesh.tokens(seq_len)
     for first in range(0, windows, batch_size):
         indices = range(first, min(first + batch_size, windows))
-        arrays = batch(plan, shards, indices, isolate_documents=isolate_documents)
+        # A rank without a window of its own computes one with the others, and counts nothing of it.
+        mine = indices[mesh.rows(len(indices))]
+        arrays = batch(plan, shards, mine or indices[:1], isolate_documents=isolate_documents, part=part)
         _check_ids(arrays, prefix, model.config.vocab_size)
-        loss_BL = _losses(model, arrays, isolate_documents, dtype)
-        loss_sum += loss_BL.double().sum(0).cpu()
-        targets += torch.from_numpy(arrays["targets"] != IGNORE).sum(0)
+        arrays = {name: array[: len(mine)] for name, array in arrays.items()}
+        loss_BP = _losses(model, arrays, seq_len, isolate_documents, dtype)[: len(mine)]
+        loss_sum[slice(*part)] += loss_BP.double().sum(0).cpu()
+        targets[slice(*part)] += torch.from_numpy(arrays["targets"] != IGNORE).sum(0)
         if shard.manifest is None and tokenizer is not None:
             text_bytes += _text_bytes(tokenizer, arrays)
+    reshard(model)
+    loss_sum, targets = (
+        sum_in_place(t.to(model.head_weight.device), mesh.axes["data"]).cpu() for t in (loss_sum, targets)
+    )
     share = text_bytes / (windows * seq_len)
     if shard.manifest is not None:
         split = shard.manifest.splits[Path(prefix).name]
@@ -148,17 +156,23 @@ def _text_bytes(tokenizer: Tokenizer, arrays: Arrays) -> int:
     return count
 
 
-def _losses(model: Hybrid, arrays: Arrays, isolate: bool, dtype: torch.dtype) -> Tensor:
-    """Each position's cross entropy (B, L), 0 where it has no target; at least fp32."""
-    device = model.head_weight.device
-    tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-    packing = Packing(tensors["positions"], tensors["document_ids"] if isolate else None)
-    hidden_BLD, _ = model(tensors["tokens"], packing, dtype)
-    targets_BL = tensors["targets"]
-    rows = max(1, LOGIT_ELEMENTS // model.config.vocab_size)
-    parts = zip(hidden_BLD.flatten(0, 1).split(rows), targets_BL.flatten().split(rows), strict=True)
-    losses = [
-        F.cross_entropy(exact(model.logits(hidden_TD)), targets_T, reduction="none", ignore_index=IGNORE)
-        for hidden_TD, targets_T in parts
-    ]
-    return torch.cat(losses).view_as(targets_BL)
+def _losses(model: Hybrid, arrays: Arrays, seq_len: int, isolate: bool, dtype: torch.dtype) -> Tensor:
+    """Cross entropy of this rank's tokens (B, P), 0 where there is no target; at least fp32."""
+    mesh, (rows, real) = model.mesh, arrays["tokens"].shape
+    (micro,) = cut_batch(
+        arrays,
+        mesh,
+        length=seq_len,
+        rows=max(1, rows),
+        size=None,
+        device=model.head_weight.device,
+        isolate_documents=isolate,
+    )
+    hidden_BLD, _ = model(micro.tokens, micro.packing, dtype)
+    losses_T = token_cross_entropy(
+        all_gather(hidden_BLD, mesh.tp, dim=1).flatten(0, 1),
+        model.head_weight,
+        micro.targets.flatten(),
+        shard=vocabulary_shard(mesh, model.config.vocab_size),
+    )
+    return losses_T.view_as(micro.targets)[:, :real]

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from ..data.window import IGNORE
 from ..kernels.cross_entropy import linear_cross_entropy
-from .model import Hybrid, MixerOutput, Packing
+from ..parallel.collectives import all_gather
+from ..parallel.vocabulary import vocabulary_shard
+from .model import Hybrid, Packing, Report
 
 __all__ = ["IGNORE", "LossParts", "MicroBatch", "StepCounts", "compute_loss"]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Tensors (B, L) on the model's device."""
+    """Tensors (B, L) on the model's device: this rank's sequences and tokens, the same on all ranks of tp."""
 
     tokens: Tensor
     targets: Tensor
@@ -36,13 +38,15 @@ class StepCounts:
 
 @dataclass
 class LossParts:
+    """This rank's shares; the ranks of tp, which have the same tokens, all have the cross entropy's."""
+
     total: Tensor
     """Differentiable; its gradients are this micro-batch's share of the step's."""
     cross_entropy: Tensor
     """Detached share of the mean over targets, in nats."""
     extra: dict[str, Tensor]
     """Detached shares of the other losses, coefficients included."""
-    outputs: list[MixerOutput]
+    reports: list[Report]
     """What each layer gave beside its output."""
 
 
@@ -58,12 +62,13 @@ def compute_loss(
 
     A step without a single target has loss zero and gradients of zero.
     """
-    hidden_BLD, outputs = model(batch.tokens, batch.packing, dtype)
+    hidden_BLD, reports = model(batch.tokens, batch.packing, dtype)
     total, cross_entropy = linear_cross_entropy(
-        hidden_BLD.flatten(0, 1),
+        all_gather(hidden_BLD, model.mesh.tp, dim=1).flatten(0, 1),
         model.head_weight,
         batch.targets.flatten(),
         z_loss=z_loss,
+        shard=vocabulary_shard(model.mesh, model.config.vocab_size),
     )
     targets = max(1, counts.targets)
     total = total / targets
@@ -72,9 +77,9 @@ def compute_loss(
     extra = {}
     if z_loss:
         extra["z_loss"] = total.detach() - cross_entropy / targets
-    for output in outputs:
-        for name, value in output.losses.items():
+    for report in reports:
+        for name, value in report.losses.items():
             share = value / divisors[name]
             total = total + share
             extra[name] = extra.get(name, 0.0) + share.detach()
-    return LossParts(total, cross_entropy / targets, extra, outputs)
+    return LossParts(total, cross_entropy / targets, extra, reports)

@@ -1,11 +1,12 @@
 """AdamW, its learning rate as a function of the step, and the gradient's global norm."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from ..parallel import Mesh
+from ..parallel.placements import gradient_norm, scale_gradients, sum_replicated_gradients
 from .config import OptimConfig, TrainConfig
 
 __all__ = ["build_optimizer", "clip_gradients", "learning_rate"]
@@ -47,10 +48,15 @@ def learning_rate(step: int, optim: OptimConfig, train: TrainConfig) -> float:
     return optim.lr * factor + optim.min_lr * (1 - factor)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], clip: float | None) -> Tensor:
-    """Scale the gradients to a global norm of at most `clip`; returns the norm before."""
-    with_gradient = [p for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
+def clip_gradients(model: nn.Module, mesh: Mesh, clip: float | None) -> Tensor:
+    """Complete the gradients over all ranks and scale them to a global norm of at most `clip`.
+
+    Returns:
+        The norm before, the same on every rank.
+    """
+    parameters = list(model.parameters())
+    sum_replicated_gradients(parameters, mesh)
+    norm = gradient_norm(parameters, mesh)
     if clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(with_gradient, clip, norm)
+        scale_gradients(parameters, (clip / (norm + 1e-6)).clamp(max=1.0))
     return norm

@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ class RunFolder:
     def lock(self) -> io.TextIOBase:
         """Keep every other process from training here until the returned file is closed.
 
+        The file says which process it is, and on which host.
+
         Raises:
             UserError: a process is training here.
         """
@@ -99,6 +102,8 @@ class RunFolder:
                 f"run.dir = {self.path}: another process is training here; wait for it, or "
                 "choose another folder"
             ) from None
+        file.write(f"{os.getpid()} {socket.gethostname()}\n")
+        file.flush()
         return file
 
     def prepare(self, config: Config, initial: "RunFolder | None" = None) -> None:

@@ -7,27 +7,30 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from ..data.loader import Loader
 from ..data.mixture import Plan, open_blend, open_sources
 from ..data.window import IGNORE
 from ..errors import UserError
 from ..parallel import AXES, Mesh
+from ..parallel.collectives import sum_in_place
+from ..parallel.fsdp import set_last_micro_batch
 from .callbacks.base import Callback
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
 from .flops import flops_per_token, peak_flops
 from .initial_weights import find_initial_weights
-from .loss import LossParts, MicroBatch, StepCounts, compute_loss
-from .model import Packing, build_model
+from .loss import MicroBatch, StepCounts, compute_loss
+from .micro_batches import Arrays, cut_batch
+from .model import build_model
 from .optimizer import build_optimizer, clip_gradients, learning_rate
 from .run_folder import RunFolder
+from .sharding import shard_model
+from .step_sums import StepSums, sum_parts
 from .train_state import TrainState, changed_keys
 
-__all__ = ["Trainer", "device_of"]
+__all__ = ["Trainer", "device_of", "mesh_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Trainer:
     Attributes:
         state: model, optimizer and counters; what a checkpoint holds.
         resumed_from: the step it was taken up at, or None for a new run.
+        failed: whether an error ended the loop; the other ranks may not be there any more.
         begun_from: where a new run's weights come from; None where they come from the seed.
 
     Raises:
@@ -54,10 +58,9 @@ class Trainer:
 
     def __init__(self, config: Config, callbacks: Sequence[Callback] = ()) -> None:
         self.config, self.callbacks = config, list(callbacks)
-        sizes = {axis: getattr(config.parallel, axis) for axis in AXES}
-        world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-        self.mesh = Mesh.create(sizes, rank=rank, world_size=world_size)
+        self.failed = False
         self.device = device_of(config)
+        self.mesh = mesh_of(config).connect(self.device)
         self.dtype = getattr(torch, config.train.dtype)
         self.folder = RunFolder(config.run.dir)
         self.checkpoints = Checkpoints(
@@ -66,18 +69,21 @@ class Trainer:
             background=config.checkpoint.async_,
             warn=logger.warning,
         )
-        self._lock = self.folder.lock()
+        self._lock = self.folder.lock() if self.mesh.rank == 0 else None
         sources, _ = open_blend(config.data.blend)
         newest = self._newest_checkpoint()
         changes = changed_keys(newest, config) if newest else {}
         initial = None if newest else find_initial_weights(config)
-        self.folder.prepare(config, initial.folder if initial else None)
+        if self.mesh.rank == 0:
+            self.folder.prepare(config, initial.folder if initial else None)
         model = build_model(
             config.model,
             seed=config.run.seed,
             dtype=torch.promote_types(self.dtype, torch.float32),
             device=self.device,
+            mesh=self.mesh,
             activation_checkpointing=config.train.activation_checkpointing,
+            shard=lambda model: shard_model(model, self.mesh, self.dtype),
         )
         plan = Plan.start(sources, seed=config.run.seed, seq_len=config.data.seq_len)
         self.state = TrainState(model, build_optimizer(model, config.optim), plan)
@@ -113,30 +119,37 @@ class Trainer:
                     self._account(metrics, time.perf_counter() - start, waited)
                     for callback in self.callbacks:
                         callback.step(self, metrics)
+        except BaseException:
+            self.failed = True
+            raise
         finally:
             for callback in began:
                 callback.end(self)
-            self._lock.close()
+            self.close()
         return state.step >= config.train.steps
 
-    def train_step(self, batch: dict[str, np.ndarray]) -> Metrics:
+    def close(self) -> None:
+        """Let go of the run's folder; `run` does so at its end."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def train_step(self, batch: Arrays) -> Metrics:
         """One optimizer step on this rank's sequences; returns the first of the step's metrics."""
         config, state = self.config, self.state
         rate = learning_rate(state.step + 1, config.optim, config.train)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        counts = StepCounts(
-            targets=int((batch["targets"] != IGNORE).sum()),
-            tokens=batch["tokens"].size,
-            sequences=batch["tokens"].shape[0],
-        )
+        counts = self._count(batch)
         parts = []
-        for micro in self._micro_batches(batch):
+        micro_batches = self.micro_batches(batch)
+        for micro in micro_batches:
+            set_last_micro_batch(state.model, micro is micro_batches[-1])
             part = compute_loss(state.model, micro, counts, dtype=self.dtype, z_loss=config.train.z_loss)
             part.total.backward()
             parts.append(part)
-        norm = float(clip_gradients(state.model.parameters(), config.optim.clip))
-        loss = _total(part.cross_entropy for part in parts)
+        norm = float(clip_gradients(state.model, self.mesh, config.optim.clip))
+        sums = sum_parts(parts, self.mesh)
+        loss = sums.loss
         if not (math.isfinite(norm) and math.isfinite(loss)):
             # Before the optimizer sees it: what the last checkpoint holds is sound.
             raise UserError(
@@ -145,7 +158,7 @@ class Trainer:
             )
         state.optimizer.step()
         state.optimizer.zero_grad()
-        loads = self._balance_experts(parts)
+        loads = self._balance_experts(sums)
         state.step += 1
         state.tokens += counts.tokens
         return {
@@ -154,9 +167,9 @@ class Trainer:
             "grad_norm": norm,
             "lr": rate,
             "tokens": state.tokens,
-            **{name: _total(part.extra[name] for part in parts) for name in parts[0].extra},
+            **sums.extra,
             **loads,
-            **_state_norms(parts),
+            **self._state_norms(sums),
         }
 
     def _newest_checkpoint(self) -> Checkpoint | None:
@@ -176,35 +189,56 @@ class Trainer:
             cursor=state.samples,
             batch_size=config.train.batch_size,
             rows=self.mesh.rows(config.train.batch_size),
+            part=self.mesh.tokens(config.data.seq_len),
             isolate_documents=config.data.isolate_documents,
             workers=config.data.workers,
         )
 
-    def _micro_batches(self, batch: dict[str, np.ndarray]) -> list[MicroBatch]:
-        vocabulary = self.config.model.vocab_size
+    def _count(self, batch: Arrays) -> StepCounts:
+        """What the whole step has, of which `batch` is this rank's part."""
+        size, length = self.config.train.batch_size, self.config.data.seq_len
+        targets = torch.tensor(int((batch["targets"] != IGNORE).sum()), device=self.device)
+        sum_in_place(targets, self.mesh.axes["data"])
+        return StepCounts(targets=int(targets), tokens=size * length, sequences=size)
+
+    def micro_batches(self, batch: Arrays) -> list[MicroBatch]:
+        """A batch as the loader gives it, as tensors on this rank's device.
+
+        Raises:
+            UserError: an id that the model has no row for.
+        """
+        config = self.config
+        vocabulary = config.model.vocab_size
         if (largest := batch["tokens"].max()) >= vocabulary:
             raise UserError(
                 f"model.vocab_size = {vocabulary} but the shards hold the id {largest}; "
                 f"set model.vocab_size to their tokenizer's, at least {largest + 1}"
             )
-        rows = batch["tokens"].shape[0]
-        size = min(self.config.train.micro_batch_size or rows, rows)
-        return [self.micro_batch(batch, slice(first, first + size)) for first in range(0, rows, size)]
+        return cut_batch(
+            batch,
+            self.mesh,
+            length=config.data.seq_len,
+            rows=-(-config.train.batch_size // self.mesh.data_ranks),
+            size=config.train.micro_batch_size,
+            device=self.device,
+            isolate_documents=config.data.isolate_documents,
+        )
 
-    def micro_batch(self, batch: dict[str, np.ndarray], rows: slice) -> MicroBatch:
-        """Some rows of a batch as tensors on this rank's device."""
-        tensors = {name: torch.from_numpy(array[rows]).to(self.device) for name, array in batch.items()}
-        documents = tensors["document_ids"] if self.config.data.isolate_documents else None
-        return MicroBatch(tensors["tokens"], tensors["targets"], Packing(tensors["positions"], documents))
-
-    def _balance_experts(self, parts: list[LossParts]) -> Metrics:
+    def _balance_experts(self, sums: StepSums) -> Metrics:
         """Move the routers' biases by the whole step's counts; returns how uneven the load was."""
-        layers = [[o.counts_E for o in part.outputs if o.counts_E is not None] for part in parts]
         violations = []
-        for router, *counts in zip(self.state.model.routers, *layers, strict=True):
-            router.balance(torch.stack(counts).sum(0))
+        for router, counts_E in zip(self.state.model.routers, sums.counts, strict=True):
+            router.balance(counts_E)
             violations.append(router.max_violation)
         return {"max_violation": violations} if violations else {}
+
+    def _state_norms(self, sums: StepSums) -> Metrics:
+        """Root mean square of each SSM layer's states at the sequences' ends, over the step."""
+        mamba = self.config.model.mamba
+        if mamba is None or not sums.state_squares:
+            return {}
+        elements = self.config.train.batch_size * mamba.d_inner * mamba.d_state
+        return {"state_norm": [(square / elements) ** 0.5 for square in sums.state_squares]}
 
     def _account(self, metrics: Metrics, seconds: float, waited: float) -> None:
         if 1 < len(self.state.plan.stages[-1].sources) <= MOST_SHARES:
@@ -214,6 +248,22 @@ class Trainer:
         metrics["step_seconds"] = seconds
         metrics["data_seconds"] = waited
         metrics["mfu"] = tokens / seconds * self._flops / self._peak
+
+
+def mesh_of(config: Config) -> Mesh:
+    """The layout that `parallel` asks for, and this rank's place in it; nobody is spoken to yet.
+
+    Raises:
+        UserError: another number of ranks was started.
+    """
+    parallel = config.parallel
+    return Mesh.create(
+        {axis: getattr(parallel, axis) for axis in AXES},
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        state_exchange=parallel.state_exchange,
+        fold_queries=parallel.fold_queries,
+    )
 
 
 def device_of(config: Config) -> torch.device:
@@ -228,15 +278,3 @@ def device_of(config: Config) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("train.device = cuda but torch sees no GPU here; set train.device = cpu")
     return torch.device(wanted)
-
-
-def _total(values: Any) -> float:
-    shares: list[Tensor] = list(values)
-    return float(torch.stack(shares).sum())
-
-
-def _state_norms(parts: list[LossParts]) -> Metrics:
-    """Root mean square of each SSM layer's states at the sequences' ends, over the step."""
-    layers = [[o.state_norm for o in part.outputs if o.state_norm is not None] for part in parts]
-    norms = [float(torch.stack(norms).square().mean().sqrt()) for norms in zip(*layers, strict=True)]
-    return {"state_norm": norms} if norms else {}

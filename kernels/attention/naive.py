@@ -7,22 +7,31 @@ __all__ = ["causal_attention_naive"]
 
 
 def causal_attention_naive(
-    q_BLHd: Tensor, k_BLKd: Tensor, v_BLKd: Tensor, *, document_ids_BL: Tensor | None = None
+    q_BLHd: Tensor,
+    k_BSKd: Tensor,
+    v_BSKd: Tensor,
+    *,
+    document_ids_BS: Tensor | None = None,
+    offset: int = 0,
 ) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over the tokens up to each query's own, in its document.
 
     Args:
-        q_BLHd: H query heads; head h reads key and value head ``h // (H / K)``.
+        q_BLHd: H query heads of the tokens ``[offset, offset + L)`` of the S; head h reads key and value
+            head ``h // (H / K)``.
 
     Returns:
         (B, L, H, d).
     """
     length, heads, head_dim = q_BLHd.shape[1:]
-    repeat = heads // k_BLKd.shape[2]
-    k, v = k_BLKd.repeat_interleave(repeat, dim=2), v_BLKd.repeat_interleave(repeat, dim=2)
+    repeat = heads // k_BSKd.shape[2]
+    k, v = k_BSKd.repeat_interleave(repeat, dim=2), v_BSKd.repeat_interleave(repeat, dim=2)
     scores = torch.einsum("blhd,bshd->bhls", q_BLHd, k) / head_dim**0.5
-    allowed = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril()
-    if document_ids_BL is not None:
-        allowed = allowed & (document_ids_BL[:, None, :, None] == document_ids_BL[:, None, None, :])
+    key = torch.arange(k.shape[1], device=scores.device)
+    query = key[offset : offset + length]
+    allowed = query[:, None] >= key
+    if document_ids_BS is not None:
+        own = document_ids_BS[:, offset : offset + length]
+        allowed = allowed & (own[:, None, :, None] == document_ids_BS[:, None, None, :])
     weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
     return torch.einsum("bhls,bshd->blhd", weights, v)

@@ -5,9 +5,12 @@
 Sums over the tokens that have a target, never means; the logits of all tokens never exist at once.
 
 Read naive.py (the specification), then eager.py (the chunks, and the gradient computed along with the
-loss), then operators.py (what torch knows it by: ``plait::linear_cross_entropy``).
+loss), then operators.py (what torch knows it by: ``plait::linear_cross_entropy``). sharded.py is the same
+where several ranks hold the head's rows, tokens.py each token's loss for evaluation.
 """
 
 from .operators import linear_cross_entropy
+from .sharded import VocabularyShard
+from .tokens import token_cross_entropy
 
-__all__ = ["linear_cross_entropy"]
+__all__ = ["VocabularyShard", "linear_cross_entropy", "token_cross_entropy"]

@@ -7,12 +7,14 @@ once, and the backward has only to multiply by one number.
 
 # T tokens, D width, V vocabulary, N tokens that have a target, M tokens of a chunk, S tokens of a block
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ..cache_blocks import block_rows
 
-__all__ = ["backward", "chunk_size", "forward"]
+__all__ = ["IGNORED", "add_product", "backward", "chunk_size", "chunks", "forward", "log_sum_exp"]
 
 IGNORED = -100
 # Of the logits of one chunk, in the dtype of hidden. Measured on 2 CPU cores with V = 32000, D = 512: half
@@ -47,22 +49,32 @@ def forward(
     lse_N = torch.empty_like(cross_entropy_N)
     dhidden_TD = hidden_TD.new_zeros(hidden_TD.shape if with_hidden else (0,))
     dweight_VD = weight_VD.new_zeros(weight_VD.shape if with_weight else (0,), dtype=dtype)
-    # One buffer for all chunks: fresh memory of this size would be mapped anew each time.
-    buffer_MV = matrix_VD.new_empty(min(chunk_tokens, len(index_N)), len(matrix_VD))
-    for start in range(0, len(index_N), chunk_tokens):
-        chunk = slice(start, start + chunk_tokens)
+    for chunk, hidden_MD, logits_MV in chunks(hidden_TD, matrix_VD, index_N, chunk_tokens):
         index_M = index_N[chunk]
-        hidden_MD = hidden_TD[index_M]
-        logits_MV = torch.mm(hidden_MD, matrix_VD.t(), out=buffer_MV[: len(index_M)])
         cross_entropy_N[chunk], lse_N[chunk] = _reduce_logits(
             logits_MV, targets_T[index_M], z_loss, with_hidden or with_weight
         )
         if with_hidden:
             dhidden_TD.index_copy_(0, index_M, logits_MV @ matrix_VD)
         if with_weight:
-            _add_product(dweight_VD, logits_MV, hidden_MD)
+            add_product(dweight_VD, logits_MV, hidden_MD)
     cross_entropy = cross_entropy_N.sum()
     return cross_entropy + z_loss * lse_N.square().sum(), cross_entropy, dhidden_TD, dweight_VD
+
+
+def chunks(
+    hidden_TD: Tensor, matrix_VD: Tensor, index_N: Tensor, chunk_tokens: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Of each chunk its place among the N, its tokens' hidden (M, D), and their logits (M, V).
+
+    The logits may be overwritten, and are by those of the next chunk.
+    """
+    # One buffer for all chunks: fresh memory of this size would be mapped anew each time.
+    buffer_MV = matrix_VD.new_empty(min(chunk_tokens, len(index_N)), len(matrix_VD))
+    for start in range(0, len(index_N), chunk_tokens):
+        chunk = slice(start, min(start + chunk_tokens, len(index_N)))
+        hidden_MD = hidden_TD[index_N[chunk]]
+        yield chunk, hidden_MD, torch.mm(hidden_MD, matrix_VD.t(), out=buffer_MV[: len(hidden_MD)])
 
 
 def backward(
@@ -84,8 +96,7 @@ def _reduce_logits(
         logits_SV = logits_MV[start : start + rows].to(dtype)
         target_S1 = targets_M[start : start + rows, None]
         p_SV = torch.softmax(logits_SV, -1)
-        # The greatest probability is at least 1/V, so its logarithm loses nothing; that of the target might.
-        lse_S1 = logits_SV.amax(-1, keepdim=True) - p_SV.amax(-1, keepdim=True).log()
+        lse_S1 = log_sum_exp(logits_SV, p_SV)
         cross_entropies.append((lse_S1 - logits_SV.gather(-1, target_S1))[:, 0])
         lses.append(lse_S1[:, 0])
         if with_gradient:
@@ -96,10 +107,16 @@ def _reduce_logits(
     return torch.cat(cross_entropies), torch.cat(lses)
 
 
-def _add_product(dweight_VD: Tensor, dlogits_MV: Tensor, hidden_MD: Tensor) -> None:
+def log_sum_exp(logits_SV: Tensor, p_SV: Tensor) -> Tensor:
+    """``(S, 1)`` of the logits whose softmax is p."""
+    # The greatest probability is at least 1/V, so its logarithm loses nothing; that of the target might.
+    return logits_SV.amax(-1, keepdim=True) - p_SV.amax(-1, keepdim=True).log()
+
+
+def add_product(dweight_VD: Tensor, dlogits_MV: Tensor, hidden_MD: Tensor) -> None:
     """``dweight += dlogitsᵀ · hidden``, added up in dweight's dtype."""
     if dweight_VD.dtype == hidden_MD.dtype:
-        dweight_VD.addmm_(dlogits_MV.t(), hidden_MD)
+        torch.addmm(dweight_VD, dlogits_MV.t(), hidden_MD, out=dweight_VD)
         return
     V, D = dweight_VD.shape
     # A product comes out in hidden's dtype; it is widened and added while it is in the cache. Longer blocks

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from . import eager
+from . import eager, sharded
+from .sharded import VocabularyShard
 
 __all__ = ["linear_cross_entropy"]
 
@@ -20,46 +21,43 @@ def linear_cross_entropy(
     *,
     z_loss: float = 0.0,
     chunk_tokens: int | None = None,
+    shard: VocabularyShard | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The cross entropy of ``hidden @ weight.T`` against the targets, summed over those that are not -100.
 
     Never holds more than a chunk's logits. Where a gradient is needed it is computed here, with the loss,
     and kept: the size of hidden, and that of weight in fp32.
 
+    With a shard, weight holds this rank's rows of the head; hidden, targets and chunk_tokens are the same
+    on all ranks of the shard. The values are the whole head's, equal on every rank. The gradient of weight
+    is that of its rows; that of hidden is this rank's part of a sum over the ranks, which the caller takes.
+
     Args:
         hidden_TD: ``(T, D)``; the matrix products run in its dtype.
         weight_VD: ``(V, D)``, the head; cast to hidden's dtype if it has another.
-        targets_T: ``(T,)`` int64 in ``[0, V)``; a token with -100 counts nowhere.
+        targets_T: ``(T,)`` int64, rows of the whole head; a token with -100 counts nowhere.
         z_loss: coefficient of the squared log-sum-exp of a token's logits.
         chunk_tokens: tokens whose logits exist at a time; None means as many as suit the device.
+        shard: where weight's rows lie in the head; None if they are all.
 
     Returns:
         Two scalars, fp32 at least: ``total``, the sum of cross entropy and z-loss, differentiable with
         respect to hidden and weight; and ``cross_entropy`` alone, detached. Sums, never means.
 
     Raises:
-        ValueError: the shapes do not fit together, or chunk_tokens < 1.
+        ValueError: the shapes do not fit together or to the shard, or chunk_tokens < 1.
     """
-    T, D = hidden_TD.shape
-    V = weight_VD.shape[0]
-    if weight_VD.shape != (V, D) or targets_T.shape != (T,):
-        shapes = f"hidden {T, D}, weight {tuple(weight_VD.shape)}, targets {tuple(targets_T.shape)}"
-        raise ValueError(f"linear_cross_entropy: {shapes}")
+    sharded.check_shapes("linear_cross_entropy", hidden_TD, weight_VD, targets_T, shard)
     if chunk_tokens is None:
-        chunk_tokens = eager.chunk_size(hidden_TD, V)
+        chunk_tokens = eager.chunk_size(hidden_TD, sharded.most_rows(weight_VD, shard))
     if chunk_tokens < 1:
         raise ValueError(f"linear_cross_entropy: chunk_tokens = {chunk_tokens}, not at least 1")
     with_grad = torch.is_grad_enabled()
-    total, cross_entropy, _, _ = _forward(
-        hidden_TD,
-        weight_VD,
-        targets_T,
-        z_loss,
-        chunk_tokens,
-        with_grad and hidden_TD.requires_grad,
-        with_grad and weight_VD.requires_grad,
-    )
-    return total, cross_entropy
+    with_hidden, with_weight = with_grad and hidden_TD.requires_grad, with_grad and weight_VD.requires_grad
+    constants = z_loss, chunk_tokens, with_hidden, with_weight
+    if shard is not None:
+        return sharded.linear_cross_entropy(hidden_TD, weight_VD, targets_T, *constants, shard)
+    return _forward(hidden_TD, weight_VD, targets_T, *constants)[:2]
 
 
 @torch.library.custom_op("plait::linear_cross_entropy", mutates_args=())

@@ -5,8 +5,10 @@
 
 Read naive.py (the specification), then eager.py (the same in cache-sized blocks, with the backward
 by hand), then operators.py (what torch knows them by: ``plait::rms_norm``, ``plait::gated_rms_norm``).
+split.py is the gated one of a group whose channels several ranks share.
 """
 
 from .operators import gated_rms_norm, rms_norm
+from .split import gated_rms_norm_split
 
-__all__ = ["gated_rms_norm", "rms_norm"]
+__all__ = ["gated_rms_norm", "gated_rms_norm_split", "rms_norm"]

@@ -2,6 +2,7 @@
 
 `base.py` says what a callback hears. In the order in which the loop calls them: `evaluation.py` adds
 to the step's metrics, `metrics.py` records them, `progress.py` shows them, `checkpointing.py` saves.
+`watchdog.py`, before and after them, says that the rank is alive.
 """
 
 from .base import Callback
@@ -9,5 +10,6 @@ from .checkpointing import Checkpointing
 from .evaluation import Evaluation
 from .metrics import MetricsFile, TensorBoard
 from .progress import Progress
+from .watchdog import Heartbeat
 
-__all__ = ["Callback", "Checkpointing", "Evaluation", "MetricsFile", "Progress", "TensorBoard"]
+__all__ = ["Callback", "Checkpointing", "Evaluation", "Heartbeat", "MetricsFile", "Progress", "TensorBoard"]

@@ -18,4 +18,7 @@ class Callback:
         """A step is done. What is added to `metrics` reaches the callbacks after this one."""
 
     def end(self, trainer: "Trainer") -> None:
-        """The run leaves the loop, by its last step or by an exception."""
+        """The run leaves the loop, by its last step or by an exception (`trainer.failed`).
+
+        After an exception this rank is alone with it: what needs the other ranks must be left undone.
+        """

@@ -35,4 +35,6 @@ class Checkpointing(Callback):
             logger.warning("%s", error)
 
     def end(self, trainer: "Trainer") -> None:
-        trainer.checkpoints.wait()
+        # A save is the work of all ranks, and one that failed would wait for others that wait for it.
+        if not (trainer.failed and trainer.mesh.world_size > 1):
+            trainer.checkpoints.wait()

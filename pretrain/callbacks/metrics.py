@@ -85,7 +85,9 @@ class TensorBoard(Callback):
                         writer.add_scalar(f"{name}/{key}", one, step)
                 elif name != "step":
                     writer.add_scalar(TAGS.get(name, f"loss/{name}"), value, step)
-        if evaluated and (tokenizer := trainer.folder.tokenizer()):
+        # On many ranks no one of them could generate by itself.
+        alone = trainer.mesh.world_size == 1
+        if evaluated and alone and (tokenizer := trainer.folder.tokenizer()):
             writer.add_text("sample", f"```\n{_sample(trainer, tokenizer)}\n```", step)
 
     def end(self, trainer: "Trainer") -> None:

@@ -8,6 +8,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from ...parallel import Mesh
+from ...parallel.state_passing import choose_exchange
+from ..layout import describe_layout
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -34,6 +37,8 @@ class Progress(Callback):
             f"{config.train.dtype} on {trainer.device.type}, "
             f"{config.train.batch_size} x {config.data.seq_len} tokens a step"
         )
+        if trainer.mesh.world_size > 1:
+            self.console.print(_layout(trainer.mesh), soft_wrap=True)
         if trainer.resumed_from is not None:
             self.console.print(
                 f"[green]resumed[/] from the checkpoint of step {trainer.resumed_from} "
@@ -73,6 +78,15 @@ def _line(metrics: dict[str, Any], steps: int, left: float) -> Text:
     if "validation_loss" in metrics:
         parts.append((f"validation {metrics['validation_loss']:.4f}", "bold green"))
     return Text("  ", no_wrap=True, overflow="ellipsis").join(Text(*part) for part in parts)
+
+
+def _layout(mesh: Mesh) -> str:
+    """The ranks and what travels between them, in a line."""
+    line = f"[cyan]{mesh.world_size} ranks[/]: {describe_layout(mesh.sizes)}"
+    if mesh.sp.size > 1:
+        kind = choose_exchange(mesh.state_exchange, mesh.sp.size)
+        line += f"; a sequence lies on {mesh.sp.size} of them, and SSM states pass along it by {kind}"
+    return line
 
 
 def _short(number: float) -> str:

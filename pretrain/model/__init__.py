@@ -6,6 +6,6 @@ hold the architecture and nothing else: dtypes of storage, optimizers and files 
 """
 
 from .hybrid import EXACT_PARAMETERS, Hybrid, build_model
-from .layers import Cache, MixerOutput, Packing
+from .layers import Cache, Cut, Packing, Report
 
-__all__ = ["EXACT_PARAMETERS", "Cache", "Hybrid", "MixerOutput", "Packing", "build_model"]
+__all__ = ["EXACT_PARAMETERS", "Cache", "Cut", "Hybrid", "Packing", "Report", "build_model"]

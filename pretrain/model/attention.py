@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.attention import attention_step, causal_attention
+from ...parallel import Mesh
+from ...parallel.attention import attend, send_keys
+from ...parallel.collectives import all_gather, reduce_scatter
 from ..config import AttentionConfig
-from .layers import Cache, Linear, Mixer, MixerOutput, Packing, RMSNorm, exact
+from .layers import Cache, Kept, Linear, Mixer, Packing, Report, RMSNorm, exact
 from .parameters import Normal
 
 __all__ = ["Attention", "rotate"]
@@ -29,27 +32,42 @@ class AttentionCache(Cache):
 
 
 class Attention(Mixer):
+    """Tensor parallelism cuts its query heads, and its key heads while there are as many; ranks that share a
+    key head each hold k and v whole and use that head's rows."""
+
     def __init__(
-        self, d_model: int, config: AttentionConfig, norm_eps: float, std: float, out_std: float
+        self,
+        d_model: int,
+        config: AttentionConfig,
+        norm_eps: float,
+        std: float,
+        out_std: float,
+        mesh: Mesh,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.mesh = config, mesh
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = Linear(d_model, queries, Normal(std))
-        self.k_proj = Linear(d_model, keys, Normal(std))
-        self.v_proj = Linear(d_model, keys, Normal(std))
+        self._sharers = max(1, mesh.tp.size // config.num_kv_heads)
+        """Ranks of tp that have one key head between them."""
+        key = 0 if self._sharers == 1 else None
+        self.q_proj = Linear(d_model, queries, Normal(std), tp_dim=0)
+        self.k_proj = Linear(d_model, keys, Normal(std), tp_dim=key)
+        self.v_proj = Linear(d_model, keys, Normal(std), tp_dim=key)
         self.q_norm = RMSNorm(config.head_dim, norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, norm_eps) if config.qk_norm else None
-        self.o_proj = Linear(queries, d_model, Normal(out_std))
+        self.o_proj = Linear(queries, d_model, Normal(out_std), tp_dim=1)
 
-    def forward(self, x_BLD: Tensor, packing: Packing) -> MixerOutput:
-        q, k, v = self._project(x_BLD, packing.positions_BL)
-        out = causal_attention(q, k, v, document_ids_BL=packing.document_ids_BL)
-        return MixerOutput(self.o_proj(out.flatten(2)))
+    def forward(self, x_BLD: Tensor, packing: Packing, kept: Kept) -> tuple[Tensor, Report]:
+        tp, positions = self.mesh.tp, packing.positions_BL
+        x_BLD = all_gather(x_BLD, tp, dim=1)
+        keys = send_keys(*self._keys(x_BLD, positions), self.mesh)
+        # The queries are made while the keys travel.
+        out = attend(self._queries(x_BLD, positions), keys, self.mesh, document_ids_BS=packing.key_ids_BS)
+        return reduce_scatter(self.o_proj(out.flatten(2)), tp, dim=1), Report()
 
     def prefill(self, x_BLD: Tensor, packing: Packing, capacity: int) -> tuple[Tensor, AttentionCache]:
-        q, k, v = self._project(x_BLD, packing.positions_BL)
-        out = causal_attention(q, k, v, document_ids_BL=packing.document_ids_BL)
+        q, (k, v) = self._queries(x_BLD, packing.positions_BL), self._keys(x_BLD, packing.positions_BL)
+        out = causal_attention(q, k, v, document_ids_BS=packing.document_ids_BL)
         mask = packing.last_document_BL
         cache = AttentionCache(
             _with_room(k, capacity),
@@ -60,7 +78,7 @@ class Attention(Mixer):
         return self.o_proj(out.flatten(2)), cache
 
     def step(self, x_B1D: Tensor, positions_B1: Tensor, cache: AttentionCache) -> Tensor:
-        q, k, v = self._project(x_B1D, positions_B1)
+        q, (k, v) = self._queries(x_B1D, positions_B1), self._keys(x_B1D, positions_B1)
         place, cache.length = cache.length, cache.length + 1
         cache.k_BKSd[:, :, place], cache.v_BKSd[:, :, place] = k[:, 0], v[:, 0]
         held = slice(cache.length)
@@ -68,18 +86,29 @@ class Attention(Mixer):
         out = attention_step(q[:, 0], cache.k_BKSd[:, :, held], cache.v_BKSd[:, :, held], mask)
         return self.o_proj(out.flatten(1))[:, None]
 
-    def _project(self, x_BLD: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, L, H, d), keys and values (B, L, K, d), as they meet."""
-        config = self.config
-        q = self.q_proj(x_BLD).unflatten(-1, (config.num_heads, config.head_dim))
-        k = self.k_proj(x_BLD).unflatten(-1, (config.num_kv_heads, config.head_dim))
-        v = self.v_proj(x_BLD).unflatten(-1, (config.num_kv_heads, config.head_dim))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if config.rope_theta is not None:
-            q = rotate(q, positions_BL, config.rope_theta)
-            k = rotate(k, positions_BL, config.rope_theta)
-        return q, k, v
+    def _queries(self, x_BLD: Tensor, positions_BL: Tensor) -> Tensor:
+        """(B, L, H, d) of this rank's heads, as they meet keys."""
+        q = self.q_proj(x_BLD).unflatten(-1, (-1, self.config.head_dim))
+        q = q if self.q_norm is None else self.q_norm(q)
+        theta = self.config.rope_theta
+        return q if theta is None else rotate(q, positions_BL, theta)
+
+    def _keys(self, x_BLD: Tensor, positions_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys, as they meet queries, and values, (B, L, K, d) of this rank's heads."""
+        heads = (-1, self.config.head_dim)
+        k = self.k_proj(x_BLD, self._key_rows).unflatten(-1, heads)
+        v = self.v_proj(x_BLD, self._key_rows).unflatten(-1, heads)
+        k = k if self.k_norm is None else self.k_norm(k)
+        theta = self.config.rope_theta
+        return k if theta is None else rotate(k, positions_BL, theta), v
+
+    @property
+    def _key_rows(self) -> slice | None:
+        """The rows of k and v that this rank uses; None for all that it holds."""
+        if self._sharers == 1:
+            return None
+        first = self.mesh.tp.place // self._sharers * self.config.head_dim
+        return slice(first, first + self.config.head_dim)
 
 
 def _with_room(tensor_BLKd: Tensor, capacity: int) -> Tensor:

@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...parallel import Mesh
+from ...parallel.placements import local, place_parameters
+from ...parallel.vocabulary import embed
 from ..config import ModelConfig
 from .attention import Attention
-from .layers import Cache, Linear, Mixer, MixerOutput, Packing, RMSNorm, WeightOf
+from .layers import Cache, Kept, Linear, Mixer, Packing, Report, RMSNorm
 from .mamba2 import Mamba2
 from .mlp import MLP
 from .moe import MoE, Router
-from .parameters import Normal, initialize
+from .parameters import Normal, Rule, declare, initialize, tp_dims
 
 __all__ = ["Hybrid", "Layer", "build_model"]
 
@@ -30,15 +33,16 @@ EXACT_PARAMETERS = ("A_log", "D", "dt_bias", "router.weight")
 class Layer(nn.Module):
     """``x + mixer(norm(x))``."""
 
-    def __init__(self, mixer: Mixer, d_model: int, norm_eps: float) -> None:
+    def __init__(self, mixer: Mixer, d_model: int, norm_eps: float, index: int) -> None:
         super().__init__()
         self.norm = RMSNorm(d_model, norm_eps)
         self.mixer = mixer
+        self.index = index
 
-    def forward(self, x_BLD: Tensor, packing: Packing) -> MixerOutput:
-        output = self.mixer(self.norm(x_BLD), packing)
-        output.y_BLD = x_BLD + output.y_BLD
-        return output
+    def forward(self, x_BLD: Tensor, packing: Packing, kept: Kept) -> tuple[Tensor, Report]:
+        with self.mixer.mesh.layer(self.index):
+            y_BLD, report = self.mixer(self.norm(x_BLD), packing, kept)
+            return x_BLD + y_BLD, report
 
     def prefill(self, x_BLD: Tensor, packing: Packing, capacity: int) -> tuple[Tensor, Cache | None]:
         y_BLD, cache = self.mixer.prefill(self.norm(x_BLD), packing, capacity)
@@ -48,27 +52,27 @@ class Layer(nn.Module):
         return x_B1D + self.mixer.step(self.norm(x_B1D), positions_B1, cache)
 
 
-def _mamba(config: ModelConfig, std: float, out_std: float) -> Mixer:
+def _mamba(config: ModelConfig, std: float, out_std: float, mesh: Mesh) -> Mixer:
     assert config.mamba is not None
-    return Mamba2(config.d_model, config.mamba, config.norm_eps, std, out_std)
+    return Mamba2(config.d_model, config.mamba, config.norm_eps, std, out_std, mesh)
 
 
-def _attention(config: ModelConfig, std: float, out_std: float) -> Mixer:
+def _attention(config: ModelConfig, std: float, out_std: float, mesh: Mesh) -> Mixer:
     assert config.attention is not None
-    return Attention(config.d_model, config.attention, config.norm_eps, std, out_std)
+    return Attention(config.d_model, config.attention, config.norm_eps, std, out_std, mesh)
 
 
-def _mlp(config: ModelConfig, std: float, out_std: float) -> Mixer:
+def _mlp(config: ModelConfig, std: float, out_std: float, mesh: Mesh) -> Mixer:
     assert config.mlp is not None
-    return MLP(config.d_model, config.mlp.d_ff, config.mlp.activation, std, out_std)
+    return MLP(config.d_model, config.mlp.d_ff, config.mlp.activation, std, out_std, mesh)
 
 
-def _moe(config: ModelConfig, std: float, out_std: float) -> Mixer:
+def _moe(config: ModelConfig, std: float, out_std: float, mesh: Mesh) -> Mixer:
     assert config.moe is not None
-    return MoE(config.d_model, config.moe, std, out_std)
+    return MoE(config.d_model, config.moe, std, out_std, mesh)
 
 
-MIXERS: dict[str, Callable[[ModelConfig, float, float], Mixer]] = {
+MIXERS: dict[str, Callable[[ModelConfig, float, float, Mesh], Mixer]] = {
     "M": _mamba,
     "*": _attention,
     "-": _mlp,
@@ -77,27 +81,48 @@ MIXERS: dict[str, Callable[[ModelConfig, float, float], Mixer]] = {
 """The pattern's letters; a new mixer is one file, one letter in `pretrain/pattern.py`, one line here."""
 
 
-class Hybrid(nn.Module):
-    """A hybrid language model; `forward` stops before the head, which the loss is fused with."""
+class Embedding(nn.Module):
+    """A row of D numbers for each token of the vocabulary."""
 
-    def __init__(self, config: ModelConfig, *, activation_checkpointing: bool = False) -> None:
+    def __init__(self, num_rows: int, d_model: int, rule: Rule, mesh: Mesh) -> None:
+        super().__init__()
+        self.mesh, self.num_rows = mesh, num_rows
+        self.weight = declare(self, "weight", (num_rows, d_model), rule, tp_dim=0)
+
+    def forward(self, tokens_BL: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """(B, L / tp, D), cut along the sequence over tp."""
+        return embed(tokens_BL, local(self.weight), self.mesh, self.num_rows, dtype)
+
+
+class Hybrid(nn.Module):
+    """A hybrid language model; `forward` stops before the head, which the loss is fused with.
+
+    On many ranks each holds its part of the parameters, and of the sequences that it is given.
+    """
+
+    def __init__(
+        self, config: ModelConfig, mesh: Mesh | None = None, *, activation_checkpointing: bool = False
+    ) -> None:
         super().__init__()
         self.config, self.activation_checkpointing = config, activation_checkpointing
-        out_std = INITIAL_STD / len(config.layers) ** 0.5
-        self.embedding = WeightOf((config.vocab_size, config.d_model), Normal(INITIAL_STD))
+        self.mesh = mesh = mesh or Mesh.single()
+        std, out_std = INITIAL_STD, INITIAL_STD / len(config.layers) ** 0.5
+        self.embedding = Embedding(config.vocab_size, config.d_model, Normal(std), mesh)
         self.layers = nn.ModuleList(
-            Layer(MIXERS[letter](config, INITIAL_STD, out_std), config.d_model, config.norm_eps)
-            for letter in config.layers
+            Layer(MIXERS[letter](config, std, out_std, mesh), config.d_model, config.norm_eps, index)
+            for index, letter in enumerate(config.layers)
         )
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = (
-            None if config.tie_embeddings else Linear(config.d_model, config.vocab_size, Normal(INITIAL_STD))
+            None
+            if config.tie_embeddings
+            else Linear(config.d_model, config.vocab_size, Normal(std), tp_dim=0)
         )
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D)."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        """(V, D): this rank's rows."""
+        return local(self.embedding.weight if self.head is None else self.head.weight)
 
     @property
     def routers(self) -> list[Router]:
@@ -106,30 +131,27 @@ class Hybrid(nn.Module):
 
     def forward(
         self, tokens_BL: Tensor, packing: Packing, dtype: torch.dtype | None = None
-    ) -> tuple[Tensor, list[MixerOutput]]:
+    ) -> tuple[Tensor, list[Report]]:
         """Run the layers.
 
         Args:
-            tokens_BL: ids, int64.
+            tokens_BL: ids, int64, of this rank's part of the sequences, the same on all ranks of tp.
             dtype: of the computation; None is that of the parameters.
 
         Returns:
-            The final norm's output (B, L, D), and what each layer gave beside its output, whose
-            y is dropped.
+            The final norm's output (B, L / tp, D), cut along the sequence over tp, and what each layer
+            gave beside its output.
         """
-        x = F.embedding(tokens_BL, self.embedding.weight)
-        x = x if dtype is None else x.to(dtype)
-        outputs = []
+        x = self.embedding(tokens_BL, dtype)
+        reports = []
         for layer in self.layers:
+            kept = Kept(self.mesh)
             if self.activation_checkpointing and torch.is_grad_enabled():
-                output = checkpoint(layer, x, packing, use_reentrant=False, preserve_rng_state=False)
+                x, report = checkpoint(layer, x, packing, kept, use_reentrant=False, preserve_rng_state=False)
             else:
-                output = layer(x, packing)
-            assert isinstance(output, MixerOutput)
-            x = output.y_BLD
-            output.y_BLD = x.new_empty(0)
-            outputs.append(output)
-        return self.final_norm(x), outputs
+                x, report = layer(x, packing, kept)
+            reports.append(report)
+        return self.final_norm(x), reports
 
     @torch.no_grad()
     def prefill(
@@ -143,8 +165,7 @@ class Hybrid(nn.Module):
         Returns:
             The final norm's output at the last token (B, D), and each layer's cache for `step`.
         """
-        x = F.embedding(tokens_BL, self.embedding.weight)
-        x = x if dtype is None else x.to(dtype)
+        x = self.embedding(tokens_BL, dtype)
         caches = []
         for layer in self.layers:
             assert isinstance(layer, Layer)
@@ -168,8 +189,7 @@ class Hybrid(nn.Module):
         Returns:
             The final norm's output (B, D).
         """
-        x = F.embedding(tokens_B[:, None], self.embedding.weight)
-        x = x if dtype is None else x.to(dtype)
+        x = self.embedding(tokens_B[:, None], dtype)
         for layer, cache in zip(self.layers, caches, strict=True):
             assert isinstance(layer, Layer)
             x = layer.step(x, positions_B[:, None], cache)
@@ -186,12 +206,22 @@ def build_model(
     seed: int,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    mesh: Mesh | None = None,
     activation_checkpointing: bool = False,
+    shard: Callable[["Hybrid"], None] | None = None,
 ) -> Hybrid:
-    """A model on its device, with its parameters in `dtype` and initialised from `seed`."""
+    """A model on its device, with its parameters in `dtype` and initialised from `seed`.
+
+    Args:
+        shard: cuts the model further, while it takes no memory yet.
+    """
     with torch.device("meta"):
-        model = Hybrid(config, activation_checkpointing=activation_checkpointing)
-    model = model.to(dtype).to_empty(device=device)
+        model = Hybrid(config, mesh, activation_checkpointing=activation_checkpointing)
+    model = model.to(dtype)
+    place_parameters(model, tp_dims(model), model.mesh)
+    if shard is not None:
+        shard(model)
+    model = model.to_empty(device=device)
     for router in model.routers:
         router.correction_bias.zero_()
         router.counts.zero_()

@@ -10,19 +10,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.normalization import rms_norm
+from ...parallel import Mesh
+from ...parallel.halo import KeptHalo
+from ...parallel.placements import local
+from ...parallel.state_passing import StateExchange
 from .parameters import Constant, Rule, declare
 
-__all__ = ["Cache", "Linear", "Mixer", "MixerOutput", "Packing", "RMSNorm", "WeightOf", "exact"]
+__all__ = [
+    "Cache",
+    "Cut",
+    "Kept",
+    "Linear",
+    "Mixer",
+    "Packing",
+    "RMSNorm",
+    "Report",
+    "WeightOf",
+    "exact",
+]
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How documents lie in the sequences of a batch."""
+    """How documents lie in the sequences of a batch, and what of the batch is real.
+
+    Rows and lengths that the ranks do not divide are padded at the end. Padding has no targets and
+    comes after everything that it could disturb; what counts tokens or keeps states leaves it out.
+    """
 
     positions_BL: Tensor
     """Each token's place in its document, from 0."""
     document_ids_BL: Tensor | None
-    """Non-decreasing along a sequence, from 0; None where documents are not isolated."""
+    """Of this shard's tokens, non-decreasing: 0 goes on with the previous shard's last document, the
+    next is 1; None where documents are not isolated."""
+    whole_ids_BS: Tensor | None = None
+    """Of the whole sequence's tokens, where it is cut over ranks and documents are isolated."""
+    cut: "Cut | None" = None
+    """None where nothing is padded and the sequence is not cut."""
 
     @property
     def last_document_BL(self) -> Tensor | None:
@@ -30,18 +54,42 @@ class Packing:
         ids = self.document_ids_BL
         return ids == ids[:, -1:] if ids is not None else None
 
+    @property
+    def key_ids_BS(self) -> Tensor | None:
+        """Document ids of all tokens that a sequence's queries may meet."""
+        return self.document_ids_BL if self.whole_ids_BS is None else self.whole_ids_BS
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What of a rank's batch is real, and of how much it is a part."""
+
+    rows: int
+    """Real sequences; the rows after them are padding."""
+    tokens: int
+    """Real tokens of this shard, before tensor parallelism cuts it; those after them are padding."""
+    length: int
+    """Real tokens of the whole sequence."""
+
 
 @dataclass
-class MixerOutput:
-    """What a mixer gives back, without side effects, so that a layer may be computed twice."""
+class Report:
+    """What a mixer gives beside its output, without side effects, so that it may be computed twice."""
 
-    y_BLD: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     """Differentiable scalars to be added to the training loss, already weighted: sums, not means."""
     counts_E: Tensor | None = None
-    """Tokens that each expert got, if the mixer has experts."""
-    state_norm: Tensor | None = None
-    """Root mean square of the SSM states after the last token, if the mixer has them."""
+    """This rank's tokens that each expert got, if the mixer has experts."""
+    state_square: Tensor | None = None
+    """Sum of squares of this rank's SSM states after the sequences' last tokens, if the mixer has them."""
+
+
+class Kept:
+    """What a layer heard from other ranks in a forward, for the same layer computed again."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.exchange = StateExchange(mesh) if mesh.sp.size > 1 else None
+        self.halo = KeptHalo()
 
 
 class Cache:
@@ -51,11 +99,14 @@ class Cache:
 class Mixer(nn.Module):
     """What a layer of the pattern computes from its normalised input.
 
-    `forward` is training's. `prefill` and `step` are generation's, without gradients; a mixer whose
-    tokens do not see each other has them from here.
+    `forward` is training's. `prefill` and `step` are generation's, on one rank and without gradients;
+    a mixer whose tokens do not see each other has them from here.
     """
 
-    def forward(self, x_BLD: Tensor, packing: Packing) -> MixerOutput:
+    mesh: Mesh
+
+    def forward(self, x_BLD: Tensor, packing: Packing, kept: Kept) -> tuple[Tensor, Report]:
+        """The output, cut along the sequence as x is: over sp and, inside it, over tp."""
         raise TypeError(f"{type(self).__name__} is a mixer without a forward")
 
     def prefill(self, x_BLD: Tensor, packing: Packing, capacity: int) -> tuple[Tensor, Cache | None]:
@@ -64,22 +115,27 @@ class Mixer(nn.Module):
         Args:
             capacity: tokens that a row will hold at most, those of x included.
         """
-        return self(x_BLD, packing).y_BLD, None
+        return self(x_BLD, packing, Kept(self.mesh))[0], None
 
     def step(self, x_B1D: Tensor, positions_B1: Tensor, cache: Cache | None) -> Tensor:
         """The output for each row's next token, (B, 1, D); the cache moves on in place."""
-        return self(x_B1D, Packing(positions_B1, None)).y_BLD
+        return self(x_B1D, Packing(positions_B1, None), Kept(self.mesh))[0]
 
 
 class Linear(nn.Module):
     """``x W^T`` without bias, in x's dtype; the weight is (out, in), kept in the model's dtype."""
 
-    def __init__(self, d_in: int, d_out: int, rule: Rule) -> None:
+    def __init__(self, d_in: int, d_out: int, rule: Rule, *, tp_dim: int | None = None) -> None:
         super().__init__()
-        self.weight = declare(self, "weight", (d_out, d_in), rule)
+        self.weight = declare(self, "weight", (d_out, d_in), rule, tp_dim=tp_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+    def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        """
+        Args:
+            rows: of this rank's part of the weight, for outputs that are not all wanted here.
+        """
+        weight = local(self.weight)
+        return F.linear(x, (weight if rows is None else weight[rows]).to(x.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -91,16 +147,18 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, local(self.weight), self.eps)
 
 
 class WeightOf(nn.Module):
     """A weight, and perhaps a bias, for a kernel that is called elsewhere."""
 
-    def __init__(self, shape: tuple[int, ...], rule: Rule, *, bias: Rule | None = None) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], rule: Rule, *, bias: Rule | None = None, tp_dim: int | None = None
+    ) -> None:
         super().__init__()
-        self.weight = declare(self, "weight", shape, rule)
-        self.bias = declare(self, "bias", shape[:1], bias) if bias is not None else None
+        self.weight = declare(self, "weight", shape, rule, tp_dim=tp_dim)
+        self.bias = declare(self, "bias", shape[:1], bias, tp_dim=tp_dim) if bias is not None else None
 
 
 def exact(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The Mamba-2 mixer, ``M`` (arXiv 2405.21060), with one matrix a role.
 
 Shapes: B batch, L length, H heads, P head dim, G groups, N state size, D model width, K taps of the
-convolution, C its channels.
+convolution, C its channels, I inner width.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,13 @@ from torch import Tensor
 
 from ...kernels import ssd
 from ...kernels.convolution import causal_convolution, convolution_step
-from ...kernels.normalization import gated_rms_norm
+from ...kernels.normalization import gated_rms_norm, gated_rms_norm_split
+from ...parallel import Mesh
+from ...parallel.collectives import all_gather, reduce_scatter, sum_in_place
+from ...parallel.halo import send_halo
+from ...parallel.placements import local
 from ..config import MambaConfig
-from .layers import Cache, Linear, Mixer, MixerOutput, Packing, WeightOf, exact
+from .layers import Cache, Kept, Linear, Mixer, Packing, Report, WeightOf, exact
 from .parameters import Constant, LogUniformA, LogUniformStep, Normal, Uniform, declare
 
 __all__ = ["Mamba2"]
@@ -31,34 +35,45 @@ class Mamba2Cache(Cache):
 
 
 class Mamba2(Mixer):
+    """Tensor parallelism cuts its heads, and its groups while there are as many; ranks that share a group
+    each hold b and c whole and use their group's rows."""
+
     def __init__(
-        self, d_model: int, config: MambaConfig, norm_eps: float, std: float, out_std: float
+        self, d_model: int, config: MambaConfig, norm_eps: float, std: float, out_std: float, mesh: Mesh
     ) -> None:
         super().__init__()
-        self.config, self.norm_eps = config, norm_eps
+        self.config, self.norm_eps, self.mesh = config, norm_eps, mesh
         inner, shared = config.d_inner, config.num_groups * config.d_state
-        self.z_proj = Linear(d_model, inner, Normal(std))
-        self.x_proj = Linear(d_model, inner, Normal(std))
-        self.b_proj = Linear(d_model, shared, Normal(std))
-        self.c_proj = Linear(d_model, shared, Normal(std))
-        self.dt_proj = Linear(d_model, config.num_heads, Normal(std))
+        self._sharers = max(1, mesh.tp.size // config.num_groups)
+        """Ranks of tp that have one group between them."""
+        group = 0 if self._sharers == 1 else None
+        self.z_proj = Linear(d_model, inner, Normal(std), tp_dim=0)
+        self.x_proj = Linear(d_model, inner, Normal(std), tp_dim=0)
+        self.b_proj = Linear(d_model, shared, Normal(std), tp_dim=group)
+        self.c_proj = Linear(d_model, shared, Normal(std), tp_dim=group)
+        self.dt_proj = Linear(d_model, config.num_heads, Normal(std), tp_dim=0)
         # As a convolution of d_conv taps on one channel starts by default: within 1/sqrt(fan-in).
         taps = Uniform(config.d_conv**-0.5)
-        self.x_conv = WeightOf((inner, config.d_conv), taps, bias=taps)
-        self.b_conv = WeightOf((shared, config.d_conv), taps, bias=taps)
-        self.c_conv = WeightOf((shared, config.d_conv), taps, bias=taps)
-        self.A_log = declare(self, "A_log", (config.num_heads,), LogUniformA())
-        self.D = declare(self, "D", (config.num_heads,), Constant(1.0))
-        self.dt_bias = declare(self, "dt_bias", (config.num_heads,), LogUniformStep())
-        self.norm = WeightOf((inner,), Constant(1.0))
-        self.out_proj = Linear(inner, d_model, Normal(out_std))
+        self.x_conv = WeightOf((inner, config.d_conv), taps, bias=taps, tp_dim=0)
+        self.b_conv = WeightOf((shared, config.d_conv), taps, bias=taps, tp_dim=group)
+        self.c_conv = WeightOf((shared, config.d_conv), taps, bias=taps, tp_dim=group)
+        self.A_log = declare(self, "A_log", (config.num_heads,), LogUniformA(), tp_dim=0)
+        self.D = declare(self, "D", (config.num_heads,), Constant(1.0), tp_dim=0)
+        self.dt_bias = declare(self, "dt_bias", (config.num_heads,), LogUniformStep(), tp_dim=0)
+        self.norm = WeightOf((inner,), Constant(1.0), tp_dim=0)
+        self.out_proj = Linear(inner, d_model, Normal(out_std), tp_dim=1)
 
-    def forward(self, x_BLD: Tensor, packing: Packing) -> MixerOutput:
-        y_BLD, state = self._scan(x_BLD, packing.document_ids_BL)
-        return MixerOutput(y_BLD, state_norm=state.detach().square().mean().sqrt())
+    def forward(self, x_BLD: Tensor, packing: Packing, kept: Kept) -> tuple[Tensor, Report]:
+        tp, sp = self.mesh.tp, self.mesh.sp
+        y_BLD, state = self._scan(all_gather(x_BLD, tp, dim=1), packing, kept)
+        rows = packing.cut.rows if packing.cut else None
+        square = state.detach()[:rows].square().sum()
+        if sp.place < sp.size - 1:
+            square = torch.zeros_like(square)
+        return reduce_scatter(y_BLD, tp, dim=1), Report(state_square=square)
 
     def prefill(self, x_BLD: Tensor, packing: Packing, capacity: int) -> tuple[Tensor, Mamba2Cache]:
-        y_BLD, state = self._scan(x_BLD, packing.document_ids_BL)
+        y_BLD, state = self._scan(x_BLD, packing, Kept(self.mesh))
         taps = self.config.d_conv - 1
         last = x_BLD[:, -taps:]
         if (own := packing.last_document_BL) is not None:
@@ -87,29 +102,90 @@ class Mamba2(Mixer):
         y = gated_rms_norm(y_BHP.flatten(1), z, self.norm.weight, self.norm_eps, config.num_groups)
         return self.out_proj(y)[:, None]
 
-    def _scan(self, x_BLD: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The mixer's output and the states (B, H, P, N) after the last token."""
-        config = self.config
-        heads = (config.num_heads, config.head_dim)
-        groups = (config.num_groups, config.d_state)
+    def _scan(self, x_BLD: Tensor, packing: Packing, kept: Kept) -> tuple[Tensor, Tensor]:
+        """The output before its sum over tp, and the states (B, H, P, N) after the shard's last token."""
+        config, sp, documents = self.config, self.mesh.sp, packing.document_ids_BL
+        halo = send_halo(x_BLD, config.d_conv - 1, documents, sp, kept.halo) if sp.size > 1 else None
         # Step sizes decide decays, so their product with x is not rounded to bf16.
-        dt_BLH = F.linear(exact(x_BLD), exact(self.dt_proj.weight))
+        dt_BLH = F.linear(exact(x_BLD), exact(local(self.dt_proj.weight)))
+        x, b = self.x_proj(x_BLD), self.b_proj(x_BLD, self._group_rows)
+        before = halo.wait() if halo is not None else None
+        x = self._convolve(x, self.x_proj, self.x_conv, documents, before)
+        b = self._convolve(b, self.b_proj, self.b_conv, documents, before, self._group_rows)
+
+        length = x_BLD.shape[1]
+        real = packing.cut.tokens if packing.cut else length
+        groups = (-1, config.d_state)
         scan = ssd.begin(
-            self._convolve(self.x_proj(x_BLD), self.x_conv, documents).unflatten(-1, heads),
-            dt_BLH,
-            -torch.exp(exact(self.A_log)),
-            self._convolve(self.b_proj(x_BLD), self.b_conv, documents).unflatten(-1, groups),
-            dt_bias_H=self.dt_bias,
+            x[:, :real].unflatten(-1, (-1, config.head_dim)),
+            dt_BLH[:, :real],
+            -torch.exp(exact(local(self.A_log))),
+            b[:, :real].unflatten(-1, groups),
+            dt_bias_H=local(self.dt_bias),
             dt_limit=config.dt_limit,
-            document_ids_BL=documents,
+            document_ids_BL=documents[:, :real] if documents is not None else None,
             chunk_size=config.chunk_size,
+            exchange=kept.exchange,
         )
         # Between begin and finish stands work that needs no state: it hides the exchange of states.
         z = self.z_proj(x_BLD)
-        C_BLGN = self._convolve(self.c_proj(x_BLD), self.c_conv, documents).unflatten(-1, groups)
-        y_BLHP, state = ssd.finish(scan, C_BLGN, D_H=self.D)
-        y = gated_rms_norm(y_BLHP.flatten(2), z, self.norm.weight, self.norm_eps, config.num_groups)
-        return self.out_proj(y), state
+        c = self.c_proj(x_BLD, self._group_rows)
+        c = self._convolve(c, self.c_proj, self.c_conv, documents, before, self._group_rows)
+        y_BLHP, state = ssd.finish(scan, c[:, :real].unflatten(-1, groups), D_H=local(self.D))
+        y_BLI = y_BLHP.flatten(2)
+        if real < length:
+            y_BLI = F.pad(y_BLI, (0, 0, 0, length - real))
+        return self.out_proj(self._gated_norm(y_BLI, z)), state
 
-    def _convolve(self, x_BLC: Tensor, conv: WeightOf, documents: Tensor | None) -> Tensor:
-        return causal_convolution(x_BLC, conv.weight, conv.bias, document_ids_BL=documents, activation="silu")
+    @property
+    def _group_rows(self) -> slice | None:
+        """The rows of b and c that this rank uses; None for all that it holds."""
+        if self._sharers == 1:
+            return None
+        first = self.mesh.tp.place // self._sharers * self.config.d_state
+        return slice(first, first + self.config.d_state)
+
+    def _convolve(
+        self,
+        x_BLC: Tensor,
+        projection: Linear,
+        conv: WeightOf,
+        documents: Tensor | None,
+        before_BKD: Tensor | None,
+        rows: slice | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            before_BKD: the mixer's input at the last tokens of the shard before.
+        """
+        assert conv.bias is not None
+        weight, bias = local(conv.weight), local(conv.bias)
+        if rows is not None:
+            weight, bias = weight[rows], bias[rows]
+        halo = projection.forward(before_BKD, rows) if before_BKD is not None else None
+        return causal_convolution(
+            x_BLC, weight, bias, halo_BKC=halo, document_ids_BL=documents, activation="silu"
+        )
+
+    def _gated_norm(self, y_BLI: Tensor, z_BLI: Tensor) -> Tensor:
+        """Over the groups; where ranks share one, they add up its sum of squares."""
+        config, tp, weight = self.config, self.mesh.tp, local(self.norm.weight)
+        if self._sharers == 1:
+            groups = config.num_groups // tp.size
+            return gated_rms_norm(y_BLI, z_BLI, weight, self.norm_eps, groups)
+        group = tp.place // self._sharers
+        layer = tp.layer
+
+        def sum_over_sharers(squares_T1: Tensor) -> Tensor:
+            by_group = squares_T1.new_zeros(len(squares_T1), config.num_groups)
+            by_group[:, group] = squares_T1[:, 0]
+            return sum_in_place(by_group, tp, layer)[:, group : group + 1]
+
+        return gated_rms_norm_split(
+            y_BLI,
+            z_BLI,
+            weight,
+            self.norm_eps,
+            width=config.d_inner // config.num_groups,
+            sum_over_ranks=sum_over_sharers,
+        )

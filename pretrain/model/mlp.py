@@ -3,25 +3,33 @@
 from torch import Tensor
 
 from ...kernels.activation import squared_relu, swiglu
+from ...parallel import Mesh
+from ...parallel.collectives import all_gather, reduce_scatter
 from ..config import Activation
-from .layers import Linear, Mixer, MixerOutput, Packing
+from .layers import Kept, Linear, Mixer, Packing, Report
 from .parameters import Normal
 
 __all__ = ["MLP"]
 
 
 class MLP(Mixer):
-    def __init__(self, d_model: int, d_ff: int, activation: Activation, std: float, out_std: float) -> None:
+    """Tensor parallelism cuts its hidden channels."""
+
+    def __init__(
+        self, d_model: int, d_ff: int, activation: Activation, std: float, out_std: float, mesh: Mesh
+    ) -> None:
         super().__init__()
-        self.up_proj = Linear(d_model, d_ff, Normal(std))
-        self.gate_proj = Linear(d_model, d_ff, Normal(std)) if activation == "swiglu" else None
-        self.down_proj = Linear(d_ff, d_model, Normal(out_std))
+        self.mesh = mesh
+        self.up_proj = Linear(d_model, d_ff, Normal(std), tp_dim=0)
+        self.gate_proj = Linear(d_model, d_ff, Normal(std), tp_dim=0) if activation == "swiglu" else None
+        self.down_proj = Linear(d_ff, d_model, Normal(out_std), tp_dim=1)
 
-    def forward(self, x_BLD: Tensor, packing: Packing) -> MixerOutput:
-        return MixerOutput(self.transform(x_BLD))
+    def forward(self, x_BLD: Tensor, packing: Packing, kept: Kept) -> tuple[Tensor, Report]:
+        return self.transform(x_BLD), Report()
 
-    def transform(self, x: Tensor) -> Tensor:
-        """(…, D) -> (…, D); also what a shared expert does."""
+    def transform(self, x_BLD: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D); also what a shared expert does."""
+        x = all_gather(x_BLD, self.mesh.tp, dim=1)
         up = self.up_proj(x)
         hidden = squared_relu(up) if self.gate_proj is None else swiglu(self.gate_proj(x), up)
-        return self.down_proj(hidden)
+        return reduce_scatter(self.down_proj(hidden), self.mesh.tp, dim=1)

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from ...kernels.activation import squared_relu, swiglu
 from ...kernels.experts import Routing, combine, dispatch, grouped_linear, sort_by_expert
+from ...parallel import Mesh
+from ...parallel.collectives import sum_in_place
+from ...parallel.placements import local
 from ..config import MoEConfig
-from .layers import Linear, Mixer, MixerOutput, Packing, exact
+from .layers import Kept, Linear, Mixer, Packing, Report, exact
 from .mlp import MLP
 from .parameters import Normal, declare
 
@@ -35,18 +38,23 @@ class Router(nn.Module):
     counts: Tensor
     """(E,): tokens that each expert got in the last step, over all ranks."""
 
-    def __init__(self, d_model: int, config: MoEConfig, std: float) -> None:
+    def __init__(self, d_model: int, config: MoEConfig, std: float, mesh: Mesh) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.mesh = config, mesh
         self.weight = declare(self, "weight", (config.num_experts, d_model), Normal(std))
         # Moved by the balance, not by the gradient: part of the state, not a parameter.
         self.register_buffer("correction_bias", torch.zeros(config.num_experts))
         self.register_buffer("counts", torch.zeros(config.num_experts), persistent=False)
 
-    def forward(self, x_BLD: Tensor) -> Choice:
-        """Choose by score plus bias, weigh by score alone."""
+    def forward(self, x_BLD: Tensor, length: int) -> Choice:
+        """Choose by score plus bias, weigh by score alone.
+
+        Args:
+            x_BLD: this rank's tokens, none of them padding.
+            length: tokens of a sequence over all ranks.
+        """
         config = self.config
-        logits = F.linear(exact(x_BLD), exact(self.weight))
+        logits = F.linear(exact(x_BLD), exact(local(self.weight)))
         scores = logits.sigmoid() if config.score == "sigmoid" else logits.softmax(-1)
         expert = (scores.detach() + self.correction_bias).topk(config.top_k, dim=-1).indices
         weight = scores.gather(-1, expert)
@@ -54,21 +62,23 @@ class Router(nn.Module):
             weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
         losses = {}
         if config.aux_loss:
-            losses["aux_loss"] = config.aux_loss * self._balance_loss(scores, expert)
+            losses["aux_loss"] = config.aux_loss * self._balance_loss(scores, expert, length)
         if config.z_loss:
             losses["router_z_loss"] = config.z_loss * logits.logsumexp(-1).square().sum()
         return Choice(expert.flatten(0, 1), (weight * config.scaling).flatten(0, 1), losses)
 
-    def _balance_loss(self, scores_BLE: Tensor, expert_BLK: Tensor) -> Tensor:
-        """``sum over sequences of sum_e f_e p_e``, 1 a sequence when balanced.
+    def _balance_loss(self, scores_BLE: Tensor, expert_BLK: Tensor, length: int) -> Tensor:
+        """``sum over sequences of sum_e f_e p_e``, 1 a sequence when balanced; this rank's share of it.
 
         f_e is the share of the sequence's choices that fell on expert e, times E; p_e its mean share
-        of the scores (arXiv 2412.19437, section 2.1.2).
+        of the scores (arXiv 2412.19437, section 2.1.2). f takes the choices of all ranks; p is a sum
+        over tokens, and each rank adds its own.
         """
         experts = scores_BLE.shape[-1]
         chosen = F.one_hot(expert_BLK, experts).sum((1, 2)).to(scores_BLE.dtype)
-        fraction = chosen * (experts / expert_BLK[0].numel())
-        share = (scores_BLE / scores_BLE.sum(-1, keepdim=True)).mean(1)
+        chosen = sum_in_place(chosen, self.mesh.axes["tokens"])
+        fraction = chosen * (experts / (length * self.config.top_k))
+        share = (scores_BLE / scores_BLE.sum(-1, keepdim=True)).sum(1) / length
         return (fraction * share).sum()
 
     @torch.no_grad()
@@ -105,36 +115,52 @@ class Experts(nn.Module):
         )
 
     def forward(self, x_SW: Tensor, routing: Routing) -> Tensor:
-        up = grouped_linear(x_SW, self.up_proj.to(x_SW.dtype), routing)
+        up = grouped_linear(x_SW, local(self.up_proj).to(x_SW.dtype), routing)
         if self.gate_proj is None:
             hidden = squared_relu(up)
         else:
-            hidden = swiglu(grouped_linear(x_SW, self.gate_proj.to(x_SW.dtype), routing), up)
-        return grouped_linear(hidden, self.down_proj.to(x_SW.dtype), routing)
+            hidden = swiglu(grouped_linear(x_SW, local(self.gate_proj).to(x_SW.dtype), routing), up)
+        return grouped_linear(hidden, local(self.down_proj).to(x_SW.dtype), routing)
 
 
 class MoE(Mixer):
-    def __init__(self, d_model: int, config: MoEConfig, std: float, out_std: float) -> None:
+    """Its tokens need not see each other: experts work on the tokens that a rank has anyway, and every rank
+    of tp holds all of them. The shared expert is an MLP, cut as those are."""
+
+    def __init__(self, d_model: int, config: MoEConfig, std: float, out_std: float, mesh: Mesh) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.mesh = config, mesh
         width = config.latent_dim or d_model
-        self.router = Router(d_model, config, std)
+        self.router = Router(d_model, config, std, mesh)
         self.experts = Experts(width, config, std, out_std)
         latent = config.latent_dim is not None
         self.latent_in_proj = Linear(d_model, width, Normal(std)) if latent else None
         self.latent_out_proj = Linear(width, d_model, Normal(out_std)) if latent else None
         self.shared = (
-            MLP(d_model, config.d_shared, config.activation, std, out_std) if config.d_shared else None
+            MLP(d_model, config.d_shared, config.activation, std, out_std, mesh) if config.d_shared else None
         )
 
-    def forward(self, x_BLD: Tensor, packing: Packing) -> MixerOutput:
-        choice = self.router(x_BLD)
-        x_TD = x_BLD.flatten(0, 1)
+    def forward(self, x_BLD: Tensor, packing: Packing, kept: Kept) -> tuple[Tensor, Report]:
+        rows, tokens, length = self._real(x_BLD, packing)
+        real_BLD = x_BLD[:rows, :tokens]
+        choice = self.router(real_BLD, length)
+        x_TD = real_BLD.flatten(0, 1)
         routing = sort_by_expert(choice.expert_TK, self.config.num_experts)
         inside = x_TD if self.latent_in_proj is None else self.latent_in_proj(x_TD)
         outside = combine(self.experts(dispatch(inside, routing), routing), choice.weight_TK, routing)
         if self.latent_out_proj is not None:
             outside = self.latent_out_proj(outside)
+        y_BLD = outside.unflatten(0, (rows, tokens))
+        if real_BLD.shape != x_BLD.shape:
+            y_BLD = F.pad(y_BLD, (0, 0, 0, x_BLD.shape[1] - tokens, 0, x_BLD.shape[0] - rows))
         if self.shared is not None:
-            outside = outside + self.shared.transform(x_TD)
-        return MixerOutput(outside.view_as(x_BLD), choice.losses, routing.counts_E)
+            y_BLD = y_BLD + self.shared.transform(x_BLD)
+        return y_BLD, Report(choice.losses, routing.counts_E)
+
+    def _real(self, x_BLD: Tensor, packing: Packing) -> tuple[int, int, int]:
+        """Of this rank's rows and tokens those that are no padding, and the tokens of a whole sequence."""
+        rows, tokens, _ = x_BLD.shape
+        if packing.cut is None:
+            return rows, tokens, tokens
+        before = tokens * self.mesh.tp.place
+        return packing.cut.rows, min(tokens, max(0, packing.cut.tokens - before)), packing.cut.length

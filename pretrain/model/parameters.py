@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ...parallel.placements import local, part
+
 __all__ = [
     "Constant",
     "LogUniformA",
@@ -22,6 +24,7 @@ __all__ = [
     "Uniform",
     "declare",
     "initialize",
+    "tp_dims",
 ]
 
 
@@ -82,34 +85,56 @@ class LogUniformStep:
         row.copy_(step + torch.log(-torch.expm1(-step)))
 
 
-def declare(module: nn.Module, name: str, shape: tuple[int, ...], rule: Rule) -> nn.Parameter:
-    """Register an uninitialised parameter of `module`, with its rule beside it."""
+def declare(
+    module: nn.Module, name: str, shape: tuple[int, ...], rule: Rule, *, tp_dim: int | None = None
+) -> nn.Parameter:
+    """Register an uninitialised parameter of `module`, with its rule and its placement beside it.
+
+    Args:
+        shape: of the whole parameter, over all ranks.
+        tp_dim: the dim that tensor parallelism cuts; None where each rank holds the whole.
+    """
     parameter = nn.Parameter(torch.empty(shape))
     module.register_parameter(name, parameter)
     rules: dict[str, Rule] = module.__dict__.setdefault("initial_rules", {})
     rules[name] = rule
+    dims: dict[str, int | None] = module.__dict__.setdefault("tp_dims", {})
+    dims[name] = tp_dim
     return parameter
+
+
+def tp_dims(model: nn.Module) -> dict[str, int | None]:
+    """The dim that tensor parallelism cuts, for every declared parameter of `model` by its name."""
+    return {
+        f"{path}.{name}" if path else name: dim
+        for path, module in model.named_modules()
+        for name, dim in module.__dict__.get("tp_dims", {}).items()
+    }
 
 
 @torch.no_grad()
 def initialize(model: nn.Module, seed: int) -> None:
-    """Fill every declared parameter of `model` from `seed`.
+    """Fill every declared parameter of `model` from `seed`, or this rank's part of it.
 
-    Numbers are drawn in fp32 on the CPU, whatever the parameter's dtype and device, so that they are
-    the same everywhere.
+    Numbers are drawn in fp32 on the CPU, a row at a time, whatever the parameter's dtype, device and
+    layout, so that they are the same everywhere and no rank holds what is not its own.
     """
     generator = torch.Generator()
     for path, module in model.named_modules():
         rules: dict[str, Rule] = module.__dict__.get("initial_rules", {})
         for name, rule in rules.items():
             parameter = module.get_parameter(name)
-            full_name = f"{path}.{name}" if path else name
+            mine = local(parameter)
             if isinstance(rule, Constant):
-                parameter.fill_(rule.value)
+                mine.fill_(rule.value)
                 continue
-            values = torch.empty(parameter.shape, dtype=torch.float32)
-            for index, row in enumerate(values.unbind(0)):
+            full_name = f"{path}.{name}" if path else name
+            held, *columns = part(parameter)
+            row = torch.empty(parameter.shape[1:], dtype=torch.float32)
+            values = torch.empty(mine.shape, dtype=torch.float32)
+            for place, index in enumerate(range(held.start, held.stop)):
                 key = hashlib.blake2b(f"{seed}/{full_name}/{index}".encode(), digest_size=8).digest()
                 generator.manual_seed(int.from_bytes(key, "little"))
                 rule(row, generator)
-            parameter.copy_(values)
+                values[place] = row[tuple(columns)]
+            mine.copy_(values)

@@ -103,7 +103,7 @@ def test_training_counts_only_what_the_mask_lets(tmp_path: Path, pairs, tokenize
     counted = int((batch["targets"] != IGNORE).sum())
     parts = compute_loss(
         trainer.state.model,
-        trainer.micro_batch(batch, slice(None)),
+        trainer.micro_batches(batch)[0],
         StepCounts(targets=1, tokens=1, sequences=1),
         dtype=trainer.dtype,
     )

@@ -90,7 +90,7 @@ def test_a_step_is_the_last_row_of_attention(key_heads):
     ids = torch.zeros(BATCH, length, dtype=torch.int64)
     ids[1, 4:] += 1
     for documents in (None, ids):
-        expected = causal_attention_naive(q, k, v, document_ids_BL=documents)[:, -1]
+        expected = causal_attention_naive(q, k, v, document_ids_BS=documents)[:, -1]
         mask = documents == documents[:, -1:] if documents is not None else None
         got = attention_step(q[:, -1], k.transpose(1, 2), v.transpose(1, 2), mask)
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)

@@ -94,13 +94,19 @@ OVERRIDES = {
         "model.moe.top_k=5",
         "CONFIG: model.moe.top_k = 5 exceeds model.moe.num_experts = 4; choose at most 4",
     ),
-    "a micro-batch that does not divide": (
-        "train.micro_batch_size=3",
-        "CONFIG: train.micro_batch_size = 3 does not divide train.batch_size = 4; choose one of 1, 2, 4",
-    ),
     "a layout of many ranks": (
         "parallel.tp=2",
-        "CONFIG: parallel.tp = 2: this version runs on one rank; set parallel.tp = 1",
+        "parallel: tp 2 needs 2 ranks but 1 was started; start 2 ranks with plait launch local or torchrun, "
+        "or change parallel.*",
+    ),
+    "a layout that the heads refuse": (
+        "parallel.tp=3",
+        "CONFIG: parallel.tp = 3 does not divide model.mamba.num_heads = 4; layouts of 3 ranks that work: "
+        "sp 3; or dp_shard 3; or dp_replicate 3",
+    ),
+    "experts on other ranks": (
+        "parallel.ep=2",
+        "CONFIG: parallel.ep = 2: experts stay on their rank in this version; set parallel.ep = 1",
     ),
     "a warmup longer than the run": (
         "optim.warmup_steps=100",
@@ -258,8 +264,8 @@ def test_two_processes_in_one_folder(plait, config, tmp_path):
 def test_more_ranks_than_the_layout(plait, config, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     line = (
-        "parallel: dp_replicate 1 x dp_shard 1 x sp 1 x tp 1 needs 1 rank(s) but 2 were started; "
-        "start 1 or change parallel.*"
+        "parallel: one rank needs 1 rank but 2 were started; start 1 rank with plait launch local or "
+        "torchrun, or change parallel.*"
     )
     assert_line(plait("train", config), line)
 

@@ -12,6 +12,7 @@ from plait.data.mixture import Plan, open_blend
 from plait.data.tokenizer import load_tokenizer
 from plait.data.window import IGNORE, batch
 from plait.errors import UserError
+from plait.kernels.cross_entropy.eager import CHUNK_BYTES
 from plait.pretrain.callbacks import Checkpointing, Evaluation, MetricsFile
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.evaluation import evaluate, total
@@ -74,10 +75,10 @@ def test_places_are_those_of_the_window(model, prefix):
         assert int(measured.targets_L[place]) == (target != IGNORE)
 
 
-@pytest.mark.parametrize("logit_elements", [1, 5000, 1 << 24])
-def test_batches_and_chunks_change_nothing(model, prefix, monkeypatch, logit_elements):
+@pytest.mark.parametrize("chunk_bytes", [1, 40_000, 1 << 24])
+def test_batches_and_chunks_change_nothing(model, prefix, monkeypatch, chunk_bytes):
     whole = measure(model, prefix, batch_size=7)
-    monkeypatch.setattr("plait.pretrain.evaluation.LOGIT_ELEMENTS", logit_elements)
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", chunk_bytes)
     for size in (1, 2, 50):
         part = measure(model, prefix, batch_size=size)
         torch.testing.assert_close(part.loss_sum_L, whole.loss_sum_L, rtol=1e-12, atol=1e-12)

@@ -133,7 +133,7 @@ def test_resuming_ignores_it(first, second, tmp_path):
 
 
 def test_a_run_that_died_before_its_first_checkpoint_begins_again(first, second, tmp_path):
-    start(second, tmp_path)._lock.close()
+    start(second, tmp_path).close()
     assert_begins_with(start(second, tmp_path), saved(first, 8))
 
 
@@ -207,7 +207,7 @@ def test_a_run_without_a_checkpoint(first, second, tmp_path):
 
 
 def test_the_tokenizer_comes_along_and_must_be_the_corpus_s(first, second, tmp_path):
-    start(second, tmp_path)._lock.close()
+    start(second, tmp_path).close()
     here = load_tokenizer(tmp_path / "second")
     assert here.fingerprint == load_tokenizer(first).fingerprint
     texts = ["another tokenizer's corpus, with other pieces\n" * 40] * 8

@@ -1,0 +1,205 @@
+"""What `plait config layout` prints: who holds what, and what is sent, without any rank."""
+
+import math
+
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+
+from ..parallel import AXES
+from ..parallel.state_passing import choose_exchange
+from ..pretrain.config import Config
+from ..pretrain.layout import describe_layout
+from ..pretrain.layout_messages import Message, layer_messages, outer_messages
+from ..pretrain.layout_parts import Holding, Parts
+
+__all__ = ["show_layout"]
+
+WIDTH = 100
+"""Of the output where there is no terminal."""
+
+WIDEST = 1000
+"""More than any row needs."""
+
+MOST_ROWS, FIRST_ROWS = 32, 8
+"""Ranks that are all shown, and how many of more."""
+
+
+def show_layout(config: Config, *, every_rank: bool) -> None:
+    """Print a run's layout.
+
+    Args:
+        every_rank: also of a layout with more than `MOST_ROWS` ranks.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    parts = Parts(config)
+    console.print(_facts(parts))
+    console.print()
+    if parts.ranks > 1:
+        console.print(_heading(parts))
+        console.print(Padding(_messages(parts), (0, 0, 1, 2)))
+    table = _ranks(parts, every_rank)
+    # A narrow terminal breaks lines; nothing is left out of them.
+    needed = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
+
+
+def _facts(parts: Parts) -> RenderableType:
+    config, mesh = parts.config, parts.mesh
+    batch, length = config.train.batch_size, config.data.seq_len
+    sizes = {axis: mesh.sizes[axis] for axis in AXES}
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_row(
+        "model", f"{config.model.pattern}, {parts.num_parameters:,} parameters, {config.train.dtype}"
+    )
+    ranks = f", {parts.ranks:,} ranks" if parts.ranks > 1 else ""
+    grid.add_row("layout", f"[bold]{describe_layout(sizes)}[/]{ranks}")
+    grid.add_row("tokens", f"{batch:,} x {length:,} a step, {_tokens_of_a_rank(parts)}")
+    letters = set(config.model.layers)
+    if mesh.sp.size > 1 and "M" in letters:
+        kind = choose_exchange(mesh.state_exchange, mesh.sp.size)
+        grid.add_row("states", f"{kind} over sp (parallel.state_exchange = {mesh.state_exchange})")
+    if mesh.sp.size > 1 and "*" in letters:
+        fold = (
+            "trade half of their queries"
+            if mesh.fold_queries
+            else "keep their queries, and the last works most"
+        )
+        grid.add_row("attention", f"ranks of sp {fold} (parallel.fold_queries)")
+    grid.add_row("parameters", _gathering(parts))
+    if parts.mesh.size("fsdp") > 1 and parts.micro_rows < parts.rows:
+        whole = _size(sum(unit.gradient for unit in parts.units))
+        grid.add_row("gradients", f"not cut until the last micro-batch: {whole}")
+    return grid
+
+
+def _tokens_of_a_rank(parts: Parts) -> str:
+    mesh, length = parts.mesh, parts.config.data.seq_len
+    most = "at most " if parts.config.train.batch_size % mesh.data_ranks else ""
+    count = math.ceil(parts.rows / parts.micro_rows)
+    micro = f" in {count:,} micro-batches" if count > 1 else ""
+    shard = min(length, mesh.shard_length(length))
+    return f"{most}{parts.rows:,} x {shard:,} = {parts.rows * shard:,} a rank{micro}"
+
+
+def _gathering(parts: Parts) -> str:
+    if parts.mesh.size("fsdp") == 1:
+        return "each rank holds its own through the step"
+    *inner, last = parts.units
+    layer = max((unit for unit in inner if unit.layer is not None), key=lambda unit: unit.gathered)
+    assert layer.layer is not None
+    letter = parts.config.model.layers[layer.layer]
+    stays = "embedding" if parts.config.model.tie_embeddings else "head"
+    return (
+        f"cut over {_fsdp_axes(parts)}; gathered while it computes: {_size(layer.gathered)} at most "
+        f"(layer {layer.layer}, {letter}), and {_size(last.gathered)} all the while (the {stays})"
+    )
+
+
+def _fsdp_axes(parts: Parts) -> str:
+    return " x ".join(a for a in ("dp_shard", "sp") if parts.mesh.sizes[a] > 1)
+
+
+def _heading(parts: Parts) -> str:
+    sequences = "1 sequence" if parts.micro_rows == 1 else f"{parts.micro_rows:,} sequences"
+    return f"What a rank sends at most in the forward of a micro-batch of {sequences}:"
+
+
+def _messages(parts: Parts) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    layers = parts.config.model.layers
+    for letter in dict.fromkeys(layers):
+        grid.add_row(f"each {letter}", _sentence(layer_messages(parts, letter)))
+    grid.add_row("outside", _sentence(outer_messages(parts)))
+    if parts.units:
+        grid.add_row("parameters", _of_parameters(parts))
+    return grid
+
+
+def _of_parameters(parts: Parts) -> str:
+    gathered = sum(unit.gather_sent for unit in parts.units)
+    reduced = sum(unit.reduce_sent for unit in parts.units)
+    said = []
+    if parts.mesh.size("fsdp") > 1:
+        said.append(
+            f"{_fsdp_axes(parts)}: gather {_size(gathered)}, and once a step scatter of the gradients "
+            f"{_size(reduced)}"
+        )
+    if (copies := parts.mesh.sizes["dp_replicate"]) > 1:
+        summed = 2 * (copies - 1) * parts.of(0).parameter_bytes // copies
+        said.append(f"dp_replicate: once a step sum of the gradients {_size(summed)}")
+    return "; ".join(said)
+
+
+def _sentence(messages: list[Message]) -> str:
+    """The messages of each axis after its name."""
+    by_axis: dict[str, list[str]] = {}
+    for message in messages:
+        name = {"tokens": "sp x tp"}.get(message.axis, message.axis)
+        by_axis.setdefault(name, []).append(f"{message.what} {_size(message.sent)}")
+    return "; ".join(f"{axis}: {', '.join(said)}" for axis, said in by_axis.items()) or "nothing"
+
+
+def _ranks(parts: Parts, every_rank: bool) -> RenderableType:
+    holders = range(parts.ranks)
+    cut = parts.ranks > MOST_ROWS and not every_rank
+    shown = [*holders[:FIRST_ROWS], holders[-1]] if cut else [*holders]
+    holdings = [parts.of(rank) for rank in shown]
+    axes = [axis for axis in AXES if parts.mesh.sizes[axis] > 1]
+    tp = parts.mesh.tp.size > 1
+    padded = parts.config.data.seq_len % parts.mesh.size("tokens") != 0
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    names = {"dp_replicate": "dp_re-\nplicate", "dp_shard": "dp_\nshard"}
+    columns = ["rank", *(names.get(axis, axis) for axis in axes), "sequences", "tokens"]
+    columns += ["between\nmixers"] if tp else []
+    columns += ["pad"] if padded else []
+    for name in (*columns, "parameters", "AdamW"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for holding in holdings:
+        if cut and holding is holdings[-1]:
+            table.add_row("…")
+        table.add_row(*_row(holding, axes, tp, padded))
+    if not cut:
+        return table
+    grid = Table.grid()
+    grid.add_row(table)
+    between = parts.ranks - FIRST_ROWS - 1
+    grid.add_row(f"{between:,} ranks between are not shown; --all shows them")
+    return grid
+
+
+def _row(holding: Holding, axes: list[str], tp: bool, padded: bool) -> list[str]:
+    return [
+        str(holding.rank),
+        *(str(holding.places[axis]) for axis in axes),
+        _span(holding.sequences),
+        _span(holding.tokens),
+        *([_span(holding.stream)] if tp else []),
+        *([str(holding.padding)] if padded else []),
+        _size(holding.parameter_bytes),
+        _size(holding.optimizer_bytes),
+    ]
+
+
+def _span(indices: range) -> str:
+    """Both ends included."""
+    if len(indices) < 2:
+        return str(indices.start) if indices else "none"
+    return f"{indices.start}..{indices.stop - 1}"
+
+
+def _size(count: float) -> str:
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        count /= 1000
+        # What rounds to 1000 is one of the next unit.
+        if count < 999.5 or unit == "TB":
+            break
+    return f"{count:,.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {unit}"

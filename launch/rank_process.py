@@ -1,0 +1,89 @@
+"""A rank's process: its log, its last words, its end."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["LAUNCHED", "is_launched", "log_to", "rank", "run_as_rank"]
+
+LAUNCHED = "PLAIT_LAUNCHED"
+"""Set in the environment of ranks whose launcher tells of their failures."""
+
+LINGER = 1.0
+"""Seconds that the first rank of a machine, having failed, stays; the others stay twice as long. Were it
+another's fault, that one ends meanwhile and is named; were it everybody's, one rank tells of it."""
+
+logger = logging.getLogger("plait")
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def is_launched() -> bool:
+    """Whether `plait launch` started this process."""
+    return LAUNCHED in os.environ
+
+
+def log_to(file: Path) -> None:
+    """Send the log to a file, and the first rank's warnings to the terminal too."""
+    record = logging.FileHandler(file, encoding="utf-8")
+    record.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.setLevel(logging.INFO)
+    logger.handlers = [record]
+    if rank() == 0:
+        terminal = logging.StreamHandler(sys.stderr)
+        terminal.setLevel(logging.WARNING)
+        terminal.setFormatter(logging.Formatter("plait: %(message)s"))
+        # A traceback is for the file; the terminal gets the one line that is made of it.
+        terminal.addFilter(lambda entry: not entry.exc_info)
+        logger.handlers.append(terminal)
+
+
+def run_as_rank(body: Callable[[], None]) -> None:
+    """Run what a rank does. Where torchrun or `plait launch` started this process, end it then.
+
+    An error that escapes is told in one line that names the rank, by the rank or by its launcher; a
+    traceback goes into the rank's log. The exit status is 2 for a `UserError`, else 1.
+    """
+    if "RANK" not in os.environ:
+        body()
+        return
+    # A rank within a collective would not hear of a KeyboardInterrupt.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        Path(file).with_name("pid").write_text(str(os.getpid()))
+    status = 0
+    try:
+        body()
+    except BaseException as error:
+        status = _fail(error)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Interpreters that took part in collectives sometimes abort while they are torn down.
+    os._exit(status)
+
+
+def _fail(error: BaseException) -> int:
+    from ..errors import UserError
+    from ..parallel.failures import failure_of, tell
+
+    failure, meant = failure_of(error, rank())
+    if not isinstance(meant, UserError):
+        logger.error("this rank ended", exc_info=error)
+        if file := next((h for h in logger.handlers if isinstance(h, logging.FileHandler)), None):
+            path = Path(file.baseFilename)
+            shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+            failure = failure.with_hint(f"its traceback is in {shown}")
+    failure.record()
+    many = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if many:
+        time.sleep(LINGER if os.environ.get("LOCAL_RANK", "0") == "0" else 2 * LINGER)
+    if not is_launched():
+        tell(f"plait: error: {f'rank {failure.rank}: ' if many else ''}{failure.message}")
+    return failure.status

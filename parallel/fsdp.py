@@ -1,0 +1,143 @@
+"""Parameters sharded over dp_shard x sp (FSDP2), copies kept alike over dp_replicate (HSDP).
+
+A unit is gathered when its layer needs it and its gradient is summed and cut when its layer is done.
+Every reduction is a sum: the loss is divided by global counts before the backward.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from .collectives import gather_into, launch, scatter_into
+from .mesh import Axis, Mesh
+
+__all__ = ["Unit", "reshard", "set_last_micro_batch", "shard_parameters"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Modules whose parameters are gathered and reduced together, those of inner units left out."""
+
+    modules: Sequence[nn.Module]
+    """The last of them to compute in a forward is the first in the backward."""
+    dtype: torch.dtype | None = None
+    """Of the gathered parameters; None is that of storage."""
+    layer: int | None = None
+    """For the ledger."""
+    stays: bool = False
+    """Whether the parameters stay gathered between the forward and the backward."""
+    in_backward: bool = True
+    """Whether the backward reads the parameters."""
+
+
+def shard_parameters(units: Sequence[Unit], mesh: Mesh) -> None:
+    """Shard the parameters of a model.
+
+    Args:
+        units: inner ones first, the whole model last.
+    """
+    if mesh.size("data") == 1:
+        return
+    assert mesh.device_mesh is not None
+    replicate = mesh.sizes["dp_replicate"] > 1
+    over = mesh.device_mesh[("dp_replicate", "fsdp")] if replicate else mesh.device_mesh["fsdp"]
+    for unit in units:
+        policy = MixedPrecisionPolicy(
+            param_dtype=unit.dtype,
+            reduce_dtype=torch.float32 if unit.dtype is not None else None,
+            cast_forward_inputs=False,
+        )
+        modules = list(unit.modules)
+        fully_shard(
+            modules if len(modules) > 1 else modules[0],
+            mesh=over,
+            mp_policy=policy,
+            reshard_after_forward=not unit.stays,
+        )
+        sharded = modules[0]
+        assert isinstance(sharded, FSDPModule)
+        sharded.set_unshard_in_backward(unit.in_backward)
+        # Sums, not means; gloo has no scaled sum, hence the second line.
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+        # torch's interfaces for these are private; what they ask for is public.
+        gather: Any = _AllGather(mesh.axes["fsdp"], unit.layer)
+        scatter: Any = _ReduceScatter(mesh.axes["fsdp"], unit.layer)
+        sharded.set_custom_all_gather(gather)
+        sharded.set_custom_reduce_scatter(scatter)
+        if replicate:
+            sharded.set_all_reduce_hook(_record_all_reduce(mesh.axes["dp_replicate"], unit.layer))
+
+
+def set_last_micro_batch(model: nn.Module, last: bool) -> None:
+    """Say whether the next backward ends the step: gradients are reduced then, and only then."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the parameters that a forward without a backward left gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+class _Recorded:
+    """FSDP's own collective, by the call that all of plait's go through."""
+
+    def __init__(self, axis: Axis, layer: int | None) -> None:
+        self._axis, self._layer = axis, layer
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def _start(self, kind: str, sent: int, work: Any) -> Any:
+        direction = "forward" if torch._C._current_graph_task_id() == -1 else "backward"
+        return launch(self._axis, kind, sent, lambda: [work()], self._layer, direction)
+
+
+class _AllGather(_Recorded):
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> Any:
+        sent = (group.size() - 1) * input_tensor.nbytes
+        work = self._start(
+            "fsdp_all_gather",
+            sent,
+            lambda: gather_into(output_tensor, input_tensor, group=group, async_op=async_op),
+        )
+        return work if async_op else None
+
+
+class _ReduceScatter(_Recorded):
+    def __call__(
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        op: Any,
+        async_op: bool = False,
+    ) -> Any:
+        sent = (group.size() - 1) * output_tensor.nbytes
+        work = self._start(
+            "fsdp_reduce_scatter",
+            sent,
+            lambda: scatter_into(output_tensor, input_tensor, op=op, group=group, async_op=async_op),
+        )
+        return work if async_op else None
+
+
+def _record_all_reduce(axis: Axis, layer: int | None) -> Callable[[Tensor], None]:
+    """HSDP sums over the copies by itself; this notes it, when it is done."""
+
+    def record(total: Tensor) -> None:
+        if axis.ledger is not None:
+            sent = 2 * (axis.size - 1) * total.nbytes // axis.size
+            axis.ledger.wait(axis.ledger.launch(axis.name, "fsdp_all_reduce", sent, layer, "backward"))
+
+    return record

@@ -1,0 +1,107 @@
+"""A tensor that travels while others compute, and whose gradient travels back in the same way.
+
+`depart` starts the message and `Travelling.wait` gives what arrived; between them stands the work that
+hides it. In the backward the gradient leaves where the forward waited, and is waited for where the
+forward left.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .collectives import Sent, scatter_stacked, send_stacked, start_swap
+from .mesh import Axis
+
+__all__ = ["Start", "Travelling", "depart", "start_all_gather", "swap_later"]
+
+Start = Callable[[Tensor], tuple[Tensor, Sent | None]]
+"""Starts a message; returns the buffer that it fills and its handle, None where it is filled already."""
+
+
+@dataclass
+class _Trip:
+    out: Start
+    back: Start
+    sent: Sent | None = None
+    arriving: Tensor | None = None
+    """The gradient, on its way back."""
+
+
+class Travelling:
+    """A tensor under way; wait for it once."""
+
+    def __init__(self, buffer: Tensor, trip: _Trip) -> None:
+        self._buffer, self._trip = buffer, trip
+
+    def wait(self) -> Tensor:
+        return _Arrive.apply(self._buffer, self._trip)
+
+
+def depart(x: Tensor, out: Start, back: Start) -> Travelling:
+    """Start a message.
+
+    Args:
+        out: takes x.
+        back: takes the gradient of what arrived, and brings that of x, in x's shape.
+    """
+    trip = _Trip(out, back)
+    return Travelling(_Depart.apply(x, trip), trip)
+
+
+def start_all_gather(x: Tensor, axis: Axis) -> Travelling:
+    """The ranks' tensors stacked along a new first dim; the gradient is summed and scattered back."""
+    layer = axis.layer
+    return depart(
+        x,
+        lambda tensor: send_stacked(tensor, axis),
+        lambda grad: scatter_stacked(grad, axis, layer),
+    )
+
+
+def swap_later(x: Tensor, axis: Axis, partner: int) -> Travelling:
+    """This rank's tensor for that of the rank at `partner`, of the same shape; so does the gradient."""
+    layer = axis.layer
+    return depart(
+        x,
+        lambda tensor: start_swap(tensor, axis, partner),
+        lambda grad: start_swap(grad, axis, partner, layer, "backward"),
+    )
+
+
+class _Depart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, trip: _Trip) -> Tensor:
+        ctx.trip = trip
+        buffer, trip.sent = trip.out(x)
+        return buffer
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, None]:
+        trip = ctx.trip
+        if trip.sent is not None:
+            trip.sent.wait()
+        grad, trip.sent, trip.arriving = trip.arriving, None, None
+        return grad, None
+
+
+class _Arrive(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, buffer: Tensor, trip: _Trip) -> Tensor:
+        ctx.trip, ctx.shape = trip, buffer.shape
+        if trip.sent is not None:
+            trip.sent.wait()
+            trip.sent = None
+        return buffer.view_as(buffer)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        trip = ctx.trip
+        trip.arriving, trip.sent = trip.back(grad)
+        # Autograd wants a gradient to follow; the one that counts is on its way.
+        return grad.new_zeros(()).expand(ctx.shape), None

@@ -1,0 +1,103 @@
+"""Which layouts a run can have: the rules that the mesh's sizes must keep, and the nearest that keep them."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from ..parallel import AXES
+
+if TYPE_CHECKING:
+    from .config import ModelConfig
+
+__all__ = ["check_layout", "describe_layout", "layout_faults"]
+
+Sizes = Mapping[str, int]
+
+SHOWN = 3
+"""Layouts that an error proposes."""
+
+
+def check_layout(model: "ModelConfig", sizes: Sizes, *, seq_len: int, batch_size: int) -> None:
+    """
+    Args:
+        sizes: axis -> ranks.
+
+    Raises:
+        ValueError: names the first rule that the layout breaks and the nearest layouts of as many ranks
+            that break none.
+    """
+    fault = next(layout_faults(model, sizes, seq_len=seq_len, batch_size=batch_size), None)
+    if fault is None:
+        return
+    ranks = math.prod(sizes[axis] for axis in AXES)
+    working = [
+        other
+        for other in _layouts(ranks)
+        if not any(layout_faults(model, other, seq_len=seq_len, batch_size=batch_size))
+    ]
+    working.sort(key=lambda other: _distance(sizes, other))
+    nearest = "; or ".join(describe_layout(other) for other in working[:SHOWN])
+    remedy = (
+        f"layouts of {ranks} ranks that work: {nearest}"
+        if nearest
+        else f"no layout of {ranks} ranks works; start fewer"
+    )
+    raise ValueError(f"{fault}; {remedy}")
+
+
+def describe_layout(sizes: Sizes) -> str:
+    """The axes that have more than one rank."""
+    return " x ".join(f"{axis} {sizes[axis]}" for axis in AXES if sizes[axis] > 1) or "one rank"
+
+
+def layout_faults(model: "ModelConfig", sizes: Sizes, *, seq_len: int, batch_size: int) -> Iterator[str]:
+    """The rules that a layout breaks, a line each."""
+    tp, sp = sizes["tp"], sizes["sp"]
+    letters = set(model.layers)
+    for letter, key, whole in (
+        ("M", "model.mamba.num_heads", model.mamba and model.mamba.num_heads),
+        ("*", "model.attention.num_heads", model.attention and model.attention.num_heads),
+        ("-", "model.mlp.d_ff", model.mlp and model.mlp.d_ff),
+        ("E", "model.moe.d_shared", model.moe and model.moe.d_shared),
+    ):
+        if letter in letters and whole and whole % tp:
+            yield f"parallel.tp = {tp} does not divide {key} = {whole}"
+    for letter, key, count in (
+        ("M", "model.mamba.num_groups", model.mamba and model.mamba.num_groups),
+        ("*", "model.attention.num_kv_heads", model.attention and model.attention.num_kv_heads),
+    ):
+        if letter in letters and count and count % tp and tp % count:
+            yield f"parallel.tp = {tp} neither divides nor is a multiple of {key} = {count}"
+    if -(-model.vocab_size // tp) * (tp - 1) >= model.vocab_size:
+        yield f"parallel.tp = {tp} leaves a rank without a row of model.vocab_size = {model.vocab_size}"
+    if sp > 1:
+        shard = -(-seq_len // (sp * tp)) * tp
+        halo = model.mamba.d_conv - 1 if "M" in letters and model.mamba else 1
+        if shard < halo:
+            yield (
+                f"parallel.sp = {sp} cuts data.seq_len = {seq_len} into shards of {shard} tokens, shorter "
+                f"than the {halo} that the convolution looks back"
+            )
+        elif shard * (sp - 1) >= seq_len:
+            yield f"parallel.sp = {sp} leaves a rank without a token of data.seq_len = {seq_len}"
+    data_ranks = sizes["dp_replicate"] * sizes["dp_shard"]
+    if batch_size < data_ranks:
+        yield (
+            f"parallel.dp_replicate x dp_shard = {data_ranks} leaves a rank without a sequence of "
+            f"train.batch_size = {batch_size}"
+        )
+
+
+def _layouts(ranks: int) -> Iterator[dict[str, int]]:
+    """All ways to write a number of ranks as a product over the axes."""
+    divisors = [n for n in range(1, ranks + 1) if ranks % n == 0]
+    for outer in itertools.product(divisors, repeat=len(AXES) - 1):
+        if ranks % math.prod(outer) == 0:
+            yield dict(zip(AXES, (*outer, ranks // math.prod(outer)), strict=True))
+
+
+def _distance(wanted: Sizes, other: Sizes) -> tuple[float, int]:
+    """How many doublings away, then as few axes as can be."""
+    doublings = sum(abs(math.log2(other[axis] / wanted[axis])) for axis in AXES)
+    return doublings, sum(other[axis] > 1 for axis in AXES)

@@ -1,0 +1,178 @@
+"""Who holds what in a layout: each rank's sequences, tokens and bytes of parameters, by arithmetic alone."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+from torch import nn
+
+from ..parallel import AXES, Mesh
+from ..parallel.placements import shard_range
+from .config import Config
+from .model import Hybrid
+from .model.hybrid import Layer
+from .model.parameters import tp_dims
+from .sharding import matrices
+
+__all__ = ["Holding", "Parts", "ShardedUnit"]
+
+STEP_COUNTER = 4
+"""Bytes of AdamW's count of steps, which each parameter has."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one rank holds; ranges are of sequences of the batch and of tokens of each sequence."""
+
+    rank: int
+    places: Mapping[str, int]
+    """Axis -> this rank's index on it."""
+    sequences: range
+    tokens: range
+    """Within a mixer, padding left out."""
+    stream: range
+    """Between mixers, where tp cuts the tokens further, padding left out."""
+    padding: int
+    """Tokens of padding that follow those of `stream`, in each sequence."""
+    parameter_bytes: int
+    optimizer_bytes: int
+
+
+@dataclass(frozen=True)
+class ShardedUnit:
+    """Parameters that are gathered together over dp_shard x sp, in bytes of one rank."""
+
+    layer: int | None
+    gathered: int
+    """While it computes."""
+    gather_sent: int
+    """What a rank sends so that all have it."""
+    reduce_sent: int
+    """What a rank sends so that each has its part of the summed gradient."""
+    gradient: int
+    """Whole, as micro-batches but the last leave it."""
+
+
+class Parts:
+    """A run's layout, asked about one rank after another; no rank need be there.
+
+    Attributes:
+        mesh: that of rank 0, unconnected.
+        ranks: of the layout.
+        num_parameters: of the model.
+        rows: sequences of the rank that has most.
+        micro_rows: those of a micro-batch.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._sizes = {axis: getattr(config.parallel, axis) for axis in AXES}
+        self.ranks = math.prod(self._sizes.values())
+        self.mesh = self.mesh_of(0)
+        with torch.device("meta"):
+            self._model = Hybrid(config.model, self.mesh)
+        self._dims = tp_dims(self._model)
+        self._kinds = Counter(
+            (tuple(parameter.shape), self._dims[name]) for name, parameter in self._model.named_parameters()
+        )
+        self.num_parameters = sum(p.numel() for p in self._model.parameters())
+        self.compute_dtype = getattr(torch, config.train.dtype)
+        self.storage_dtype = torch.promote_types(self.compute_dtype, torch.float32)
+        self.rows = -(-config.train.batch_size // self.mesh.data_ranks)
+        self.micro_rows = min(config.train.micro_batch_size or self.rows, self.rows)
+        self._parameter_bytes = cache(self._shard_bytes)
+
+    def mesh_of(self, rank: int) -> Mesh:
+        """A rank's place in the layout, without process groups."""
+        parallel = self.config.parallel
+        return Mesh.create(
+            self._sizes,
+            rank=rank,
+            world_size=self.ranks,
+            state_exchange=parallel.state_exchange,
+            fold_queries=parallel.fold_queries,
+        )
+
+    def of(self, rank: int) -> Holding:
+        """What a rank holds."""
+        mesh, length = self.mesh_of(rank), self.config.data.seq_len
+        rows = mesh.rows(self.config.train.batch_size)
+        part = mesh.shard_length(length) // mesh.tp.size
+        first = mesh.place("tokens") * part
+        stream = range(min(length, first), min(length, first + part))
+        parameter_bytes = self._parameter_bytes(mesh.place("fsdp"), mesh.tp.place)
+        return Holding(
+            rank,
+            {axis: mesh.place(axis) for axis in AXES},
+            range(rows.start, rows.stop),
+            range(*mesh.tokens(length)),
+            stream,
+            part - len(stream),
+            parameter_bytes,
+            2 * parameter_bytes + STEP_COUNTER * self._kinds.total(),
+        )
+
+    @cached_property
+    def units(self) -> list[ShardedUnit]:
+        """What `shard_model` gathers together, the layers' dtypes taken as one unit; empty where each rank
+        holds its parameters whole. The last stays gathered from the forward to the backward."""
+        if self.mesh.size("data") == 1:
+            return []
+        model = self._model
+        units = [] if model.head is None else [self._unit(None, {"embedding": model.embedding}, ())]
+        for layer in model.layers:
+            assert isinstance(layer, Layer)
+            cast = matrices(layer) if self.compute_dtype == torch.bfloat16 else ()
+            units.append(self._unit(layer.index, {f"layers.{layer.index}": layer}, cast))
+        last: dict[str, nn.Module] = {"final_norm": model.final_norm}
+        last |= {"embedding": model.embedding} if model.head is None else {"head": model.head}
+        return [*units, self._unit(None, last, ())]
+
+    def _shard_bytes(self, fsdp: int, tp: int) -> int:
+        elements = 0
+        for (shape, dim), count in self._kinds.items():
+            rows, *rest = self._tp_part(shape, dim, tp)
+            if self.mesh.size("data") > 1:
+                first, end = shard_range(rows, self.mesh.size("fsdp"), fsdp)
+                rows = end - first
+            elements += count * rows * math.prod(rest)
+        return elements * self.storage_dtype.itemsize
+
+    def _tp_part(self, shape: Shape, dim: int | None, place: int = 0) -> Shape:
+        if dim is None:
+            return shape
+        first, end = shard_range(shape[dim], self.mesh.tp.size, place)
+        return (*shape[:dim], end - first, *shape[dim + 1 :])
+
+    def _unit(
+        self, layer: int | None, modules: Mapping[str, nn.Module], cast: list[nn.Module] | tuple[()]
+    ) -> ShardedUnit:
+        """
+        Args:
+            cast: the modules in it that are gathered in the dtype of the computation.
+        """
+        ranks = self.mesh.size("fsdp")
+        narrow = {parameter for module in cast for parameter in module.parameters()}
+        gathered = gather_sent = reduce_sent = gradient = 0
+        for name, parameter in _named(modules):
+            itemsize = (self.compute_dtype if parameter in narrow else self.storage_dtype).itemsize
+            rows, *rest = self._tp_part(tuple(parameter.shape), self._dims[name])
+            row = math.prod(rest)
+            # Shards travel at the length of the longest.
+            shard = -(-rows // ranks) * row
+            gathered += rows * row * itemsize
+            gradient += rows * row * self.storage_dtype.itemsize
+            gather_sent += (ranks - 1) * shard * itemsize
+            reduce_sent += (ranks - 1) * shard * self.storage_dtype.itemsize
+        return ShardedUnit(layer, gathered, gather_sent, reduce_sent, gradient)
+
+
+def _named(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    for path, module in modules.items():
+        for name, parameter in module.named_parameters():
+            yield f"{path}.{name}", parameter

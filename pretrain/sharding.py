@@ -1,0 +1,45 @@
+"""Which of a model's parameters are gathered together, and in which dtype: the precision contract's half.
+
+Matrices are gathered in the dtype they compute in. All else, and the embedding and the head, whose
+gradients are sums over many tokens, is gathered as it is stored.
+"""
+
+import torch
+from torch import nn
+
+from ..parallel import Mesh
+from ..parallel.fsdp import Unit, shard_parameters
+from .model import Hybrid
+from .model.hybrid import Layer
+from .model.layers import Linear
+from .model.moe import Experts
+
+__all__ = ["matrices", "shard_model"]
+
+
+def shard_model(model: Hybrid, mesh: Mesh, dtype: torch.dtype) -> None:
+    """Shard a model's parameters over dp_shard x sp, and keep copies alike over dp_replicate.
+
+    Args:
+        dtype: of the computation.
+    """
+    units = []
+    if model.head is not None:
+        units.append(Unit([model.embedding], in_backward=False))
+    for layer in model.layers:
+        assert isinstance(layer, Layer)
+        # One unit a layer where all of it is gathered in one dtype.
+        if dtype == torch.bfloat16:
+            units.append(Unit(matrices(layer), dtype, layer=layer.index))
+        units.append(Unit([layer], layer=layer.index))
+    units.append(Unit([model], stays=True))
+    shard_parameters(units, mesh)
+
+
+def matrices(layer: Layer) -> list[nn.Module]:
+    """The modules of a layer whose weights are cast to the dtype of the computation."""
+    return [
+        module
+        for name, module in layer.named_modules()
+        if isinstance(module, Linear | Experts) and not name.endswith("dt_proj")
+    ]

@@ -1,0 +1,63 @@
+"""What a step's metrics are made of: sums over its micro-batches and over all ranks, in one message."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..parallel import Mesh
+from ..parallel.collectives import sum_in_place
+from .loss import LossParts
+
+__all__ = ["StepSums", "sum_parts"]
+
+
+@dataclass(frozen=True)
+class StepSums:
+    loss: float
+    """Mean cross entropy over the step's targets, in nats."""
+    extra: dict[str, float]
+    """The other losses, coefficients included."""
+    counts: list[Tensor]
+    """Tokens that each expert got, a tensor (E,) for each layer that has experts."""
+    state_squares: list[float]
+    """Sum of squares of the SSM states after the sequences' last tokens, for each layer that has them."""
+
+
+@torch.no_grad()
+def sum_parts(parts: Sequence[LossParts], mesh: Mesh) -> StepSums:
+    """Add up what the micro-batches of a step gave on all ranks; every rank gets the same."""
+    names = list(parts[0].extra)
+    # The ranks of tp all know the loss of the tokens that they share.
+    known = 1.0 if mesh.tp.place == 0 else 0.0
+    scalars = [known * _sum([part.cross_entropy for part in parts])]
+    for name in names:
+        share = _sum([part.extra[name] for part in parts])
+        scalars.append(known * share if name == "z_loss" else share)
+    counts = _by_layer([[r.counts_E for r in part.reports if r.counts_E is not None] for part in parts])
+    squares = _by_layer(
+        [[r.state_square for r in part.reports if r.state_square is not None] for part in parts]
+    )
+    pieces = [torch.stack(scalars), *counts, *(square[None] for square in squares)]
+    flat = sum_in_place(torch.cat([piece.double() for piece in pieces]), mesh.axes["world"])
+    first, *rest = flat.split([piece.numel() for piece in pieces])
+    loss, *extra = first.tolist()
+    return StepSums(
+        loss,
+        dict(zip(names, extra, strict=True)),
+        rest[: len(counts)],
+        [float(square) for square in rest[len(counts) :]],
+    )
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([value.double() for value in values]).sum()
+
+
+def _by_layer(parts: list[list[Tensor]]) -> list[Tensor]:
+    return [_sum_tensors(layer) for layer in zip(*parts, strict=True)]
+
+
+def _sum_tensors(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.double() for tensor in tensors]).sum(0)

@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test test-long check format clean
 help:
 	@echo "make demo     the whole chain on two cores: text, shards, training, resume, export, generation"
 	@echo "make test     the tests"
+	@echo "make test-long  every layout for longer and in all dtypes, thousands of drawn ones; half an hour"
 	@echo "make check    formatting, lint, types, import floors"
 	@echo "make format   let ruff format and mend what it can"
 	@echo "make install  only set up $(VENV); on a GPU machine give CONSTRAINTS=your-file.txt"
@@ -32,6 +33,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,56 @@
+"""What it means that ranks and one rank agree."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+__all__ = ["assert_same_gradients", "assert_same_steps", "differences"]
+
+NOT_COMPARED = ("step", "tokens", "lr")
+"""Metrics that come of no computation."""
+
+
+def assert_same_steps(ranks: list[list[dict[str, Any]]], one: list[dict[str, Any]], tolerance: float) -> None:
+    """Every metric of every step, on every rank, within a relative tolerance of one rank's."""
+    for records in ranks:
+        worst = differences(records, one)
+        assert {"loss", "grad_norm", "validation_loss"} <= worst.keys()
+        far = {name: difference for name, difference in worst.items() if not difference <= tolerance}
+        assert not far
+        assert [{k: r[k] for k in NOT_COMPARED} for r in records] == [
+            {k: r[k] for k in NOT_COMPARED} for r in one
+        ]
+
+
+def differences(records: list[dict[str, Any]], one: list[dict[str, Any]]) -> dict[str, float]:
+    """Metric -> its largest relative difference over the steps."""
+    worst: dict[str, float] = {}
+    for record, wanted in zip(records, one, strict=True):
+        assert record.keys() == wanted.keys()
+        for name in wanted.keys() - set(NOT_COMPARED):
+            value, right = (torch.tensor(r[name], dtype=torch.float64) for r in (record, wanted))
+            apart = ((value - right).abs() / right.abs().clamp(min=1e-30)).max()
+            worst[name] = max(worst.get(name, 0.0), float(apart))
+    return worst
+
+
+def assert_same_gradients(ranks: list[dict[str, Any]], one: dict[str, Any], tolerance: float) -> None:
+    """Loss, norm, and every parameter's gradient, within a tolerance relative to its largest element."""
+    for name, (_, whole) in one["gradients"].items():
+        covered = torch.zeros(whole.shape, dtype=torch.bool)
+        scale = float(whole.abs().max())
+        for found in ranks:
+            where, values = found["gradients"][name]
+            covered[where] = True
+            assert _largest(values - whole[where]) <= tolerance * scale, name
+        assert covered.all(), f"{name}: no rank holds some of it"
+    for found in ranks:
+        assert found["gradients"].keys() == one["gradients"].keys()
+        assert found["targets"] == one["targets"]
+        assert [found["loss"], found["norm"]] == pytest.approx([one["loss"], one["norm"]], rel=tolerance)
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0

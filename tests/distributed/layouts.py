@@ -1,0 +1,30 @@
+"""The layouts that are compared with one rank, as `parallel` of a config."""
+
+from typing import Any
+
+__all__ = ["EXCHANGES", "LAYOUTS", "PRODUCTS", "Layout", "name"]
+
+Layout = dict[str, Any]
+
+EXCHANGES = ("ring", "gather", "scan")
+
+LAYOUTS: list[Layout] = [
+    *({"tp": tp} for tp in (2, 4)),
+    *({"sp": sp, "state_exchange": kind} for sp in (2, 3, 4, 8) for kind in EXCHANGES),
+    {"sp": 4, "fold_queries": False},
+    *({"dp_shard": dp} for dp in (2, 4)),
+    {"dp_replicate": 2},
+    {"dp_replicate": 2, "dp_shard": 2},
+    {"dp_shard": 4, "sp": 2},
+]
+
+PRODUCTS: list[Layout] = [
+    {"sp": 2, "tp": 2},
+    {"dp_shard": 2, "sp": 2},
+    {"dp_shard": 2, "tp": 2},
+    {"dp_replicate": 2, "sp": 2, "tp": 2},
+]
+
+
+def name(layout: Layout) -> str:
+    return "-".join(f"{key}{value}" if isinstance(value, int) else value for key, value in layout.items())

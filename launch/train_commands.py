@@ -43,7 +43,7 @@ def _train(config: str, overrides: list[str] | None) -> None:
         if "RANK" in os.environ:
             start_processes(device, timeout)
         watchdog.beat("the processes' start")
-        callbacks: list[Callback] = [Heartbeat(watchdog), Evaluation()]
+        callbacks: list[Callback] = [Heartbeat(watchdog), Evaluation(watchdog.beat)]
         if rank() == 0:
             callbacks += [MetricsFile(), *([TensorBoard()] if settings.log.tensorboard else [])]
             callbacks.append(Progress(console))

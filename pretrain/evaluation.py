@@ -8,7 +8,7 @@ Shapes: B windows, L tokens of a window, T targets of a batch.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,6 +79,7 @@ def evaluate(
     isolate_documents: bool,
     dtype: torch.dtype,
     tokenizer: Tokenizer | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Measured:
     """The loss on the first windows of one epoch of held-out shards.
 
@@ -88,6 +89,7 @@ def evaluate(
         batch_size: windows a forward pass; changes rounding only.
         dtype: of the computation.
         tokenizer: counts the bytes of shards that have no manifest; None leaves them uncounted.
+        progress: is told after each batch how many windows are done.
 
     Raises:
         UserError: shards that are missing, damaged, shorter than a window, or with ids that the model
@@ -112,6 +114,8 @@ def evaluate(
         targets[slice(*part)] += torch.from_numpy(arrays["targets"] != IGNORE).sum(0)
         if shard.manifest is None and tokenizer is not None:
             text_bytes += _text_bytes(tokenizer, arrays)
+        if progress is not None:
+            progress(indices.stop)
     reshard(model)
     loss_sum, targets = (
         sum_in_place(t.to(model.head_weight.device), mesh.axes["data"]).cpu() for t in (loss_sum, targets)

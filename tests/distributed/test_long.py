@@ -27,13 +27,18 @@ ALL = [
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
+CALM = {"optim.lr": 0.001}
+"""At ten times this rate, twenty steps of so small a model grow a rounding to a percent of the norm."""
+
 MODES = {
     "float64": ({}, 1e-9),
     # A router's near-tie flips by rounding, and then a token has another expert: so none here.
-    "float32": ({"train.dtype": "float32", "model.pattern": "M*-M"}, 1e-5),
-    "bfloat16": ({"train.dtype": "bfloat16"}, 2e-2),
+    "float32": (CALM | {"train.dtype": "float32", "model.pattern": "M*-M"}, 1e-5),
+    "bfloat16": (CALM | {"train.dtype": "bfloat16"}, 2e-2),
 }
-"""What is changed in the config, and the bound: float64's on every metric, the others' on the losses."""
+"""What is changed in the config, and the bound: float64's on every metric, the others' on `HELD`."""
+
+HELD = ("loss", "grad_norm", "validation_loss")
 
 COLUMNS = ("loss", "grad_norm", "validation_loss", "state_norm", "aux_loss", "max_violation")
 
@@ -58,7 +63,7 @@ def test_twenty_steps(ranks, one_rank, tree, table, mode, layout):
         assert_same_steps(found, one, bound)
     for records in found[1:]:
         assert differences(records, found[0]) == dict.fromkeys(worst, 0.0)
-    assert max(worst["loss"], worst["validation_loss"]) <= bound
+    assert max(worst[metric] for metric in HELD) <= bound
 
 
 def write(found) -> None:
@@ -75,7 +80,7 @@ def write(found) -> None:
     for mode, (changes, bound) in MODES.items():
         columns = [c for c in COLUMNS if any(c in worst for worst in found[mode].values())]
         pattern = changes.get("model.pattern", "M*-EM")
-        held = "every metric" if mode == "float64" else "loss and validation loss"
+        held = "every metric" if mode == "float64" else ", ".join(HELD)
         lines += ["", f"## {mode}, `{pattern}`, bound {bound:.0e} on {held}", ""]
         lines += ["| layout | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
         for layout, worst in found[mode].items():

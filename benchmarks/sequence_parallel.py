@@ -5,8 +5,8 @@
 Ranks are processes of this machine over gloo, one thread each. Every byte comes from the mesh's ledger and is
 held against a closed formula while it is measured; the rival, the all-to-all over heads of Megatron-LM, is
 checked against one rank in float64. Results are kept by part in OUT/sequence-parallel-gloo.json; the tables
-and the plot beside it are made of all that it holds. Part `document` (two steps on one document of 64 K
-tokens, some minutes) runs only where it is named.
+and the plot beside it are made of all that it holds, which is all that `--parts` without a name does. Part
+`document` (two steps on one document of 64 K tokens, some minutes) runs only where it is named.
 """
 
 import argparse

@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 help:
 	@echo "make demo     the whole chain on two cores: text, shards, training, resume, export, generation"
 	@echo "make test     the tests"
-	@echo "make test-long  every layout for longer and in all dtypes, thousands of drawn ones; over an hour"
+	@echo "make test-long  every layout for longer and in all dtypes, thousands of drawn ones; half an hour"
 	@echo "make check    formatting, lint, types, import floors"
 	@echo "make format   let ruff format and mend what it can"
 	@echo "make install  only set up $(VENV); on a GPU machine give CONSTRAINTS=your-file.txt"

@@ -1,6 +1,5 @@
 """`plait launch`: a run of many ranks."""
 
-import math
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,21 +19,19 @@ def _() -> None:
 @app.command()
 def local(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Train on as many ranks of this machine as the layout in `parallel` has."""
-    from ..parallel import AXES
     from ..pretrain.config_file import dump_config, load_config
+    from ..pretrain.ranks import device_of
     from ..pretrain.run_folder import RunFolder
-    from ..pretrain.trainer import device_of
     from .local import launch_ranks
 
     settings = load_config(config, overrides or ())
     device_of(settings)
     folder = RunFolder(settings.run.dir)
     folder.make()
-    ranks = math.prod(getattr(settings.parallel, axis) for axis in AXES)
     with TemporaryDirectory(prefix="plait-") as private:
         # Resolved once: what the ranks read is what was checked here.
         frozen = Path(private) / "config.yaml"
         frozen.write_text(dump_config(settings), encoding="utf-8")
         command = [sys.executable, "-m", "plait.launch", "train", str(frozen)]
-        status = launch_ranks(command, ranks, folder.log_file(0).parent)
+        status = launch_ranks(command, settings.parallel.ranks, folder.log_file(0).parent)
     raise typer.Exit(status)

@@ -7,10 +7,9 @@ from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 
-from ..parallel import AXES
+from ..parallel.axes import AXES, describe_layout
 from ..parallel.state_passing import choose_exchange
 from ..pretrain.config import Config
-from ..pretrain.layout import describe_layout
 from ..pretrain.layout_messages import Message, layer_messages, outer_messages
 from ..pretrain.layout_parts import Holding, Parts
 
@@ -51,14 +50,13 @@ def show_layout(config: Config, *, every_rank: bool) -> None:
 def _facts(parts: Parts) -> RenderableType:
     config, mesh = parts.config, parts.mesh
     batch, length = config.train.batch_size, config.data.seq_len
-    sizes = {axis: mesh.sizes[axis] for axis in AXES}
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_row(
         "model", f"{config.model.pattern}, {parts.num_parameters:,} parameters, {config.train.dtype}"
     )
     ranks = f", {parts.ranks:,} ranks" if parts.ranks > 1 else ""
-    grid.add_row("layout", f"[bold]{describe_layout(sizes)}[/]{ranks}")
+    grid.add_row("layout", f"[bold]{describe_layout(mesh.sizes)}[/]{ranks}")
     grid.add_row("tokens", f"{batch:,} x {length:,} a step, {_tokens_of_a_rank(parts)}")
     letters = set(config.model.layers)
     if mesh.sp.size > 1 and "M" in letters:

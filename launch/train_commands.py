@@ -28,8 +28,9 @@ def _train(config: str, overrides: list[str] | None) -> None:
     from ..parallel.watchdog import Watchdog
     from ..pretrain.callbacks import Checkpointing, Evaluation, Heartbeat, MetricsFile, Progress, TensorBoard
     from ..pretrain.config_file import load_config
+    from ..pretrain.ranks import device_of
     from ..pretrain.run_folder import RunFolder
-    from ..pretrain.trainer import Trainer, device_of
+    from ..pretrain.trainer import Trainer
 
     settings = load_config(config, overrides or ())
     device = device_of(settings)

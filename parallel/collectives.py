@@ -7,6 +7,7 @@ Bytes are counted as they leave a rank: with R ranks and a shard of S bytes, (R-
 and a reduce-scatter, 2 (R-1) S / R for an all-reduce of S bytes, what others get for an all-to-all.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,12 +27,12 @@ __all__ = [
     "exchange_neighbours",
     "gather_into",
     "gather_stacked",
-    "gather_states",
     "launch",
     "reduce_scatter",
     "scatter_into",
-    "scatter_stacked",
-    "send_stacked",
+    "start_all_to_all",
+    "start_gather",
+    "start_scatter",
     "start_swap",
     "sum_in_place",
 ]
@@ -116,17 +117,68 @@ def all_to_all(x: Tensor, axis: Axis, send: Sequence[int], receive: Sequence[int
     return x if axis.size == 1 else _AllToAll.apply(x, axis, list(send), list(receive))
 
 
-def send_stacked(x: Tensor, axis: Axis) -> tuple[Tensor, Sent]:
-    """Start stacking the ranks' tensors along a new first dim, which is returned to be waited for."""
-    out = x.new_empty(axis.size, *x.shape)
-    return out, _gather(out, x, axis)
+def start_gather(
+    x: Tensor,
+    axis: Axis,
+    layer: int | None = None,
+    direction: Direction | None = None,
+    kind: str = "all_gather",
+) -> tuple[Tensor, Sent]:
+    """Start stacking the ranks' tensors along a new first dim; wait before they are read."""
+    x = x.contiguous()
+    out_Rx = x.new_empty(axis.size, *x.shape)
+    sent = launch(
+        axis,
+        kind,
+        (axis.size - 1) * x.nbytes,
+        lambda: [gather_into(out_Rx.view(-1), x.view(-1), group=axis.group, async_op=True)],
+        layer,
+        direction,
+        held=(x,),
+    )
+    return out_Rx, sent
 
 
-def scatter_stacked(x_Rx: Tensor, axis: Axis, layer: int | None) -> tuple[Tensor, Sent]:
-    """Start the gradient's way back from `send_stacked`: sum over ranks, and to each its own."""
+def start_scatter(
+    x_Rx: Tensor, axis: Axis, layer: int | None = None, direction: Direction | None = None
+) -> tuple[Tensor, Sent]:
+    """Start summing over ranks what each has for every rank: to each its own."""
     x_Rx = x_Rx.contiguous()
     out = x_Rx.new_empty(x_Rx.shape[1:])
-    return out, _scatter(out, x_Rx, axis, layer, "backward")
+    sent = launch(
+        axis,
+        "reduce_scatter",
+        (axis.size - 1) * out.nbytes,
+        lambda: [scatter_into(out.view(-1), x_Rx.view(-1), group=axis.group, async_op=True)],
+        layer,
+        direction,
+        held=(x_Rx,),
+    )
+    return out, sent
+
+
+def start_all_to_all(
+    x: Tensor,
+    axis: Axis,
+    send: Sequence[int],
+    receive: Sequence[int],
+    layer: int | None = None,
+    direction: Direction | None = None,
+) -> tuple[Tensor, Sent]:
+    """Start sending rows to each rank and taking rows from each: see `all_to_all`."""
+    x = x.contiguous()
+    out = x.new_empty(sum(receive), *x.shape[1:])
+    row = math.prod(x.shape[1:]) * x.itemsize
+    sent = launch(
+        axis,
+        "all_to_all",
+        (sum(send) - send[axis.place]) * row,
+        lambda: [dist.all_to_all_single(out, x, list(receive), list(send), group=axis.group, async_op=True)],
+        layer,
+        direction,
+        held=(x,),
+    )
+    return out, sent
 
 
 def start_swap(
@@ -147,15 +199,9 @@ def gather_stacked(x: Tensor, axis: Axis) -> Tensor:
     """The ranks' tensors stacked along a new first dim, without a gradient."""
     if axis.size == 1:
         return x[None]
-    out = x.new_empty(axis.size, *x.shape)
-    _gather(out, x, axis).wait()
+    out, sent = start_gather(x, axis)
+    sent.wait()
     return out
-
-
-def gather_states(x: Tensor, axis: Axis, layer: int | None, direction: Direction) -> tuple[Tensor, Sent]:
-    """Start stacking the ranks' tensors along a new first dim; wait before they are read."""
-    out = x.new_empty(axis.size, *x.shape)
-    return out, _gather(out, x, axis, layer, direction, "state_gather")
 
 
 @torch.no_grad()
@@ -202,39 +248,6 @@ def exchange_neighbours(
     )
 
 
-def _gather(
-    out_Rx: Tensor,
-    x: Tensor,
-    axis: Axis,
-    layer: int | None = None,
-    direction: Direction | None = None,
-    kind: str = "all_gather",
-) -> Sent:
-    x = x.contiguous()
-    volume = (axis.size - 1) * x.nbytes
-    return launch(
-        axis,
-        kind,
-        volume,
-        lambda: [gather_into(out_Rx.view(-1), x.view(-1), group=axis.group, async_op=True)],
-        layer,
-        direction,
-        held=(x,),
-    )
-
-
-def _scatter(out: Tensor, x_Rx: Tensor, axis: Axis, *where: Any) -> Sent:
-    volume = (axis.size - 1) * out.nbytes
-    return launch(
-        axis,
-        "reduce_scatter",
-        volume,
-        lambda: [scatter_into(out.view(-1), x_Rx.view(-1), group=axis.group, async_op=True)],
-        *where,
-        held=(x_Rx,),
-    )
-
-
 def _reduce(x: Tensor, axis: Axis, *where: Any) -> Sent:
     volume = 2 * (axis.size - 1) * x.nbytes // axis.size
     return launch(
@@ -243,8 +256,8 @@ def _reduce(x: Tensor, axis: Axis, *where: Any) -> Sent:
 
 
 def _gather_along(x: Tensor, axis: Axis, dim: int, *where: Any) -> Tensor:
-    out = x.new_empty(axis.size, *x.shape)
-    _gather(out, x, axis, *where).wait()
+    out, sent = start_gather(x, axis, *where)
+    sent.wait()
     shape = list(x.shape)
     shape[dim] *= axis.size
     return out.movedim(0, dim).reshape(shape)
@@ -253,9 +266,8 @@ def _gather_along(x: Tensor, axis: Axis, dim: int, *where: Any) -> Tensor:
 def _scatter_along(x: Tensor, axis: Axis, dim: int, *where: Any) -> Tensor:
     if x.shape[dim] % axis.size:
         raise ValueError(f"{axis.size} ranks of {axis.name} do not divide dim {dim} of {tuple(x.shape)}")
-    parts = x.unflatten(dim, (axis.size, -1)).movedim(dim, 0).contiguous()
-    out = x.new_empty(parts.shape[1:])
-    _scatter(out, parts, axis, *where).wait()
+    out, sent = start_scatter(x.unflatten(dim, (axis.size, -1)).movedim(dim, 0), axis, *where)
+    sent.wait()
     return out
 
 
@@ -299,17 +311,9 @@ class _AllReduce(torch.autograd.Function):
         return grad, None
 
 
-def _all_to_all(x: Tensor, axis: Axis, send: list[int], receive: list[int], *where: Any) -> Tensor:
-    x = x.contiguous()
-    out = x.new_empty(sum(receive), *x.shape[1:])
-    row = x[:1].nbytes if len(x) else 0
-    launch(
-        axis,
-        "all_to_all",
-        (sum(send) - send[axis.place]) * row,
-        lambda: [dist.all_to_all_single(out, x, receive, send, group=axis.group, async_op=True)],
-        *where,
-    ).wait()
+def _all_to_all(x: Tensor, axis: Axis, *rows_and_where: Any) -> Tensor:
+    out, sent = start_all_to_all(x, axis, *rows_and_where)
+    sent.wait()
     return out
 
 

@@ -97,8 +97,7 @@ class _Recorded:
         return torch.empty(*size, dtype=dtype, device=device)
 
     def _start(self, kind: str, sent: int, work: Any) -> Any:
-        direction = "forward" if torch._C._current_graph_task_id() == -1 else "backward"
-        return launch(self._axis, kind, sent, lambda: [work()], self._layer, direction)
+        return launch(self._axis, kind, sent, lambda: [work()], self._layer)
 
 
 class _AllGather(_Recorded):

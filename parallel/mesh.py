@@ -1,12 +1,17 @@
 """The layout: how many ranks an axis has, and where on each this rank stands.
 
-Axes, outer to inner: dp_replicate, dp_shard, sp, tp. Experts fold `ep` out of the inner three.
-A `Mesh` is built once and passed on; nothing about the layout is global.
+A `Mesh` is built once and passed on; nothing about the layout is global. Axes, outer to inner:
 
     dp_replicate  copies of the parameters; sequences of the batch
     dp_shard      sequences of the batch; parameters are sharded over dp_shard x sp
     sp            tokens of a sequence
     tp            heads, groups, channels, rows of the vocabulary; between mixers, tokens
+
+Between mixers the inner three hold different tokens, and experts see no others: so for the experts
+alone the same ranks are divided anew, into `efsdp x ep`.
+
+    ep            experts; neighbours, so that tokens travel as little way as can be
+    efsdp         shards of the experts' parameters
 """
 
 import itertools
@@ -17,27 +22,28 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import UserError
+from .axes import AXES, describe_layout, num_ranks
 from .ledger import Ledger
 
-__all__ = ["AXES", "Axis", "Mesh"]
-
-AXES = ("dp_replicate", "dp_shard", "sp", "tp")
+__all__ = ["Axis", "Mesh"]
 
 FLATTENED = {
     "fsdp": ("dp_shard", "sp"),
     "data": ("dp_replicate", "dp_shard", "sp"),
     "tokens": ("sp", "tp"),
+    "replica": ("dp_shard", "sp", "tp"),
     "world": AXES,
 }
 """Axes that are several at once: those that share a parameter's shards, those that hold other tokens at
-the mixers, those that hold other tokens of a sequence between them, all."""
-
+the mixers, those that hold other tokens of a sequence between them, those that hold one copy of the
+parameters, all."""
 
 PARAMETER_AXES = ("dp_replicate", "fsdp", "tp")
-"""Those that say who holds what of a parameter."""
+EXPERT_AXES = ("dp_replicate", "efsdp", "ep")
+"""Those that say who holds what of a parameter, and of an expert's."""
 
 
 @dataclass(eq=False)
@@ -66,10 +72,12 @@ class Axis:
 @dataclass(frozen=True, eq=False)
 class Mesh:
     sizes: Mapping[str, int]
-    """Axis -> ranks."""
+    """Axis -> ranks, `ep` among them."""
     rank: int = 0
     device_mesh: DeviceMesh | None = None
     """Over those of `PARAMETER_AXES` that have several ranks; None for one rank, or before `connect`."""
+    expert_mesh: DeviceMesh | None = None
+    """Likewise, of `EXPERT_AXES`."""
     axes: dict[str, Axis] = field(default_factory=dict)
     states: Axis = field(default_factory=lambda: Axis("sp"))
     """sp, over messages of its own: those of the states travel while others do."""
@@ -88,22 +96,25 @@ class Mesh:
         state_exchange: str = "auto",
         fold_queries: bool = True,
     ) -> "Mesh":
-        """A mesh of `sizes`, checked against the ranks that were started; `connect` makes it speak.
+        """A mesh, checked against the ranks that were started; `connect` makes it speak.
+
+        Args:
+            sizes: axis -> ranks; an axis left out has one.
 
         Raises:
             UserError: the axes' product is not the number of ranks.
         """
-        needed = math.prod(sizes[axis] for axis in AXES)
+        sizes = {axis: sizes.get(axis, 1) for axis in (*AXES, "ep")}
+        needed = num_ranks(sizes)
         if needed != world_size:
-            layout = " x ".join(f"{axis} {sizes[axis]}" for axis in AXES if sizes[axis] > 1) or "one rank"
             ranks = f"{needed} rank{'s' if needed > 1 else ''}"
             started = f"{world_size} {'was' if world_size == 1 else 'were'} started"
             raise UserError(
-                f"parallel: {layout} needs {ranks} but {started}; "
+                f"parallel: {describe_layout(sizes)} needs {ranks} but {started}; "
                 f"start {ranks} with plait launch local or torchrun, or change parallel.*"
             )
         mesh = cls(
-            {axis: sizes[axis] for axis in AXES},
+            sizes,
             rank,
             state_exchange=state_exchange,
             fold_queries=fold_queries,
@@ -114,34 +125,54 @@ class Mesh:
     @classmethod
     def single(cls) -> "Mesh":
         """One rank by itself."""
-        return cls.create(dict.fromkeys(AXES, 1), rank=0, world_size=1)
+        return cls.create({}, rank=0, world_size=1)
 
     def connect(self, device: torch.device) -> "Mesh":
         """This mesh with its process groups; every rank of the default group calls it alike."""
         if self.world_size == 1:
             return self
-        # HSDP wants an axis of shards, be it of one rank.
-        names = [
-            n for n in PARAMETER_AXES if self.size(n) > 1 or (n == "fsdp" and self.size("dp_replicate") > 1)
-        ]
-        device_mesh = init_device_mesh(
-            device.type, tuple(self.size(name) for name in names), mesh_dim_names=tuple(names)
-        )
-        known = {tuple(range(self.world_size)): dist.group.WORLD}
-        known |= {tuple(self.ranks(name)): device_mesh.get_group(name) for name in names}
+        everybody = dist.group.WORLD
+        assert everybody is not None
+        known = {tuple(range(self.world_size)): everybody}
+
+        def group_of(name: str) -> dist.ProcessGroup:
+            ranks = tuple(self.ranks(name))
+            if ranks not in known:
+                known[ranks] = _new_group(ranks)
+            return known[ranks]
+
+        def device_mesh(among: tuple[str, ...]) -> DeviceMesh:
+            # HSDP wants an axis of shards, be it of one rank.
+            sharded = self.sizes["dp_replicate"] > 1
+            names = tuple(n for n in among if self.size(n) > 1 or (sharded and n in ("fsdp", "efsdp")))
+            places = torch.arange(self.world_size).view([self.size(name) for name in names])
+            groups = [group_of(name) for name in names]
+            return DeviceMesh.from_group(
+                groups if len(groups) > 1 else groups[0], device.type, places, mesh_dim_names=names
+            )
+
         axes = self._silent_axes()
         for name, axis in axes.items():
-            ranks = tuple(self.ranks(name))
-            if axis.size > 1 and ranks not in known:
-                known[ranks] = _new_group(ranks)
-            axis.group = known.get(ranks)
+            axis.group = group_of(name) if axis.size > 1 else None
         states = Axis("sp", self.sizes["sp"], self.place("sp"))
         if states.size > 1:
             states.group = _new_group(tuple(self.ranks("sp")))
-        return replace(self, device_mesh=device_mesh, axes=axes, states=states)
+        return replace(
+            self,
+            device_mesh=device_mesh(PARAMETER_AXES),
+            expert_mesh=device_mesh(EXPERT_AXES),
+            axes=axes,
+            states=states,
+        )
 
     def ranks(self, name: str) -> list[int]:
         """The ranks that stand where this one does on all other axes, in the order of their places."""
+        if name in ("ep", "efsdp"):
+            replica, ep = self.ranks("replica"), self.sizes["ep"]
+            if name == "efsdp":
+                return replica[self.place("ep") :: ep]
+            first = self.place("efsdp") * ep
+            return replica[first : first + ep]
         along = FLATTENED.get(name, (name,))
         strides = {a: math.prod(self.sizes[b] for b in AXES[i + 1 :]) for i, a in enumerate(AXES)}
         first = sum(self.place(a) * strides[a] for a in AXES if a not in along)
@@ -149,14 +180,21 @@ class Mesh:
         return [first + sum(step) for step in steps]
 
     def _silent_axes(self) -> dict[str, Axis]:
-        return {name: Axis(name, self.size(name), self.place(name)) for name in (*AXES, *FLATTENED)}
+        names = (*AXES, *FLATTENED, "efsdp", "ep")
+        return {name: Axis(name, self.size(name), self.place(name)) for name in names}
 
     def size(self, name: str) -> int:
         """Ranks on an axis, or on a flattened one."""
+        if name == "efsdp":
+            return self.size("replica") // self.sizes["ep"]
         return math.prod(self.sizes[axis] for axis in FLATTENED.get(name, (name,)))
 
     def place(self, name: str) -> int:
         """This rank's index on an axis, or on a flattened one."""
+        if name == "ep":
+            return self.place("replica") % self.sizes["ep"]
+        if name == "efsdp":
+            return self.place("replica") // self.sizes["ep"]
         place = 0
         for axis in FLATTENED.get(name, (name,)):
             inner = math.prod(self.sizes[a] for a in AXES[AXES.index(axis) + 1 :])
@@ -172,8 +210,12 @@ class Mesh:
         return self.axes["tp"]
 
     @property
+    def ep(self) -> Axis:
+        return self.axes["ep"]
+
+    @property
     def world_size(self) -> int:
-        return math.prod(self.sizes.values())
+        return num_ranks(self.sizes)
 
     @property
     def data_ranks(self) -> int:
@@ -187,6 +229,10 @@ class Mesh:
             batch_size * place // self.data_ranks,
             batch_size * (place + 1) // self.data_ranks,
         )
+
+    def most_rows(self, batch_size: int) -> int:
+        """The sequences of the rank that reads most."""
+        return -(-batch_size // self.data_ranks)
 
     def shard_length(self, length: int) -> int:
         """Tokens of a sequence on each rank of `sp`, padding at the sequence's end included."""

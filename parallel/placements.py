@@ -76,12 +76,12 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> Iterator[tuple[Tensor, Ten
             yield parameter, local(parameter.grad)
 
 
-def _is_replicated(parameter: Tensor, axis: str) -> bool:
-    """Whether each rank of an axis holds the same part."""
+def _is_replicated(parameter: Tensor) -> bool:
+    """Whether each rank of `tp` holds the same part."""
     if not isinstance(parameter, DTensor):
         return True
     names = parameter.device_mesh.mesh_dim_names or ()
-    return axis not in names or isinstance(parameter.placements[names.index(axis)], Replicate)
+    return "tp" not in names or isinstance(parameter.placements[names.index("tp")], Replicate)
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def sum_replicated_gradients(parameters: Iterable[nn.Parameter], mesh: Mesh) -> 
     """
     if mesh.tp.size == 1:
         return
-    shares = [grad for parameter, grad in _gradients(parameters) if _is_replicated(parameter, "tp")]
+    shares = [grad for parameter, grad in _gradients(parameters) if _is_replicated(parameter)]
     for dtype in {grad.dtype for grad in shares}:
         same = [grad for grad in shares if grad.dtype == dtype]
         flat = sum_in_place(torch.cat([grad.flatten() for grad in same]), mesh.tp)
@@ -107,7 +107,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
     counted = [
         grad
         for parameter, grad in _gradients(parameters)
-        if mesh.tp.place == 0 or not _is_replicated(parameter, "tp")
+        if mesh.tp.place == 0 or not _is_replicated(parameter)
     ]
     norm = torch.nn.utils.get_total_norm(counted)
     if mesh.world_size == 1:
@@ -121,6 +121,5 @@ def gradient_norm(parameters: Iterable[nn.Parameter], mesh: Mesh) -> Tensor:
 @torch.no_grad()
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
     """Multiply all gradients by a number."""
-    grads = [grad for _, grad in _gradients(parameters)]
-    for grad in grads:
+    for _, grad in _gradients(parameters):
         grad.mul_(factor.to(grad.device, grad.dtype))

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .collectives import gather_states
+from .collectives import start_gather
 from .ledger import Entry
 from .mesh import Axis, Mesh
 
@@ -65,15 +65,14 @@ class StateExchange:
             state_BHPN: from zero, at its end; with `reverse` its gradient's, at its beginning.
             reverse: from the shards after this one.
         """
-        if not reverse and self._arrived is not None:
+        shard = _Shard(log_decay_BH.detach(), state_BHPN.detach())
+        if reverse:
+            return _launch(self._axis, self._kind, shard, reverse, self._layer)
+        if self._arrived is not None:
             arrived = self._arrived
             return lambda: arrived
-        if not reverse:
-            self._layer = self._axis.layer
-        shard = _Shard(log_decay_BH.detach(), state_BHPN.detach())
+        self._layer = self._axis.layer
         wait = _launch(self._axis, self._kind, shard, reverse, self._layer)
-        if reverse:
-            return wait
 
         def keep() -> Tensor:
             self._arrived = wait()
@@ -105,7 +104,7 @@ def _launch(axis: Axis, kind: str, shard: _Shard, reverse: bool, layer: int | No
     direction = "backward" if reverse else "forward"
     place = axis.size - 1 - axis.place if reverse else axis.place
     if kind == "gather":
-        packed_RBHx, sent = gather_states(shard.pack(), axis, layer, direction)
+        packed_RBHx, sent = start_gather(shard.pack(), axis, layer, direction, "state_gather")
 
         def finish() -> Tensor:
             sent.wait()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .collectives import Sent, scatter_stacked, send_stacked, start_swap
+from .collectives import Sent, start_gather, start_scatter, start_swap
 from .mesh import Axis
 
 __all__ = ["Start", "Travelling", "depart", "start_all_gather", "swap_later"]
@@ -57,8 +57,8 @@ def start_all_gather(x: Tensor, axis: Axis) -> Travelling:
     layer = axis.layer
     return depart(
         x,
-        lambda tensor: send_stacked(tensor, axis),
-        lambda grad: scatter_stacked(grad, axis, layer),
+        lambda tensor: start_gather(tensor, axis),
+        lambda grad: start_scatter(grad, axis, layer, "backward"),
     )
 
 

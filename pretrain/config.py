@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ..parallel import AXES
+from ..parallel.axes import AXES, num_ranks
 from .layout import check_layout
 from .pattern import LETTERS, expand
 
@@ -286,6 +286,16 @@ class ParallelConfig(Section):
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without progress after which a run prints every rank's stacks and ends."""
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis -> ranks, `ep` among them."""
+        return {axis: getattr(self, axis) for axis in (*AXES, "ep")}
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of the layout."""
+        return num_ranks(self.sizes)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.ep != 1:
@@ -337,8 +347,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         train, optim = self.train, self.optim
-        sizes = {axis: getattr(self.parallel, axis) for axis in AXES}
-        check_layout(self.model, sizes, seq_len=self.data.seq_len, batch_size=train.batch_size)
+        check_layout(self.model, self.parallel.sizes, seq_len=self.data.seq_len, batch_size=train.batch_size)
         if optim.warmup_steps > train.steps:
             raise ValueError(
                 f"optim.warmup_steps = {optim.warmup_steps} exceeds train.steps = {train.steps}; lower it"

@@ -12,6 +12,7 @@ from ..data.manifest import manifest_of
 from ..errors import UserError
 from .evaluation import Measured, evaluate, total
 from .loading import LoadedRun
+from .plot import loss_picture
 
 __all__ = ["evaluate_run", "write_report"]
 
@@ -109,30 +110,16 @@ def _record(part: Measured) -> dict[str, Any]:
 
 def _draw(parts: Sequence[Measured], path: Path) -> None:
     """Each source's loss by place in the window: every place as a dot, averages over more as a line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=150, layout="constrained")
-    for index, part in enumerate(parts):
-        losses, targets = part.loss_sum_L.numpy(), part.targets_L.numpy()
-        places = np.arange(1, len(losses) + 1)
-        seen = targets > 0
-        color = f"C{index}"
-        axes.plot(places[seen], losses[seen] / targets[seen], ".", color=color, alpha=0.25, markersize=3)
-        label = f"{part.prefix}: {part.loss:.3f} nats a token"
-        axes.plot(*_averages(losses, targets), color=color, marker="o", markersize=4, label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("place in the window (tokens)")
-    axes.set_ylabel("loss (nats a token)")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    try:
-        figure.savefig(path)
-    finally:
-        plt.close(figure)
+    with loss_picture(path, "place in the window (tokens)") as axes:
+        for index, part in enumerate(parts):
+            losses, targets = part.loss_sum_L.numpy(), part.targets_L.numpy()
+            places = np.arange(1, len(losses) + 1)
+            seen = targets > 0
+            color = f"C{index}"
+            axes.plot(places[seen], losses[seen] / targets[seen], ".", color=color, alpha=0.25, markersize=3)
+            label = f"{part.prefix}: {part.loss:.3f} nats a token"
+            axes.plot(*_averages(losses, targets), color=color, marker="o", markersize=4, label=label)
+        axes.set_xscale("log", base=2)
 
 
 def _averages(losses: np.ndarray, targets: np.ndarray) -> tuple[list[float], list[float]]:

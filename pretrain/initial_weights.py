@@ -15,7 +15,7 @@ from .config_file import parse_model
 from .loading import find_checkpoint
 from .pattern import LETTERS
 from .run_folder import RunFolder
-from .train_state import CARRIED, TrainState, empty_carried
+from .train_state import CARRIED, TrainState, empty_carried, word_differences
 
 __all__ = ["InitialWeights", "find_initial_weights", "model_of"]
 
@@ -47,13 +47,13 @@ class InitialWeights:
         """
         there, here = _keys(model_of(self.checkpoint)), _keys(model)
         # Layers that only one of them has are told apart by their patterns.
-        differ = [key for key in sorted(there.keys() & here.keys()) if there[key] != here[key]]
+        shared = sorted(there.keys() & here.keys())
+        differ = {key: (there[key], here[key]) for key in shared if there[key] != here[key]}
         if differ:
-            shown = ", ".join(f"{key} = {there[key]} there and {here[key]} here" for key in differ[:4])
-            more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
             raise UserError(
-                f"checkpoint.init_from = {self.name}: the weights of another model: {shown}{more}; leave "
-                "those keys out of the config, or begin from another run"
+                f"checkpoint.init_from = {self.name}: the weights of another model: "
+                f"{word_differences(differ, 'there', 'here')}; leave those keys out of the config, or begin "
+                "from another run"
             )
 
     def load_into(self, state: TrainState) -> None:

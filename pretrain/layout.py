@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from ..parallel import AXES
+from ..parallel.axes import AXES, describe_layout, num_ranks
 
 if TYPE_CHECKING:
     from .config import ModelConfig
 
-__all__ = ["check_layout", "describe_layout", "layout_faults"]
+__all__ = ["check_layout", "layout_faults"]
 
 Sizes = Mapping[str, int]
 
@@ -21,7 +21,7 @@ SHOWN = 3
 def check_layout(model: "ModelConfig", sizes: Sizes, *, seq_len: int, batch_size: int) -> None:
     """
     Args:
-        sizes: axis -> ranks.
+        sizes: axis -> ranks, `ep` among them.
 
     Raises:
         ValueError: names the first rule that the layout breaks and the nearest layouts of as many ranks
@@ -30,7 +30,7 @@ def check_layout(model: "ModelConfig", sizes: Sizes, *, seq_len: int, batch_size
     fault = next(layout_faults(model, sizes, seq_len=seq_len, batch_size=batch_size), None)
     if fault is None:
         return
-    ranks = math.prod(sizes[axis] for axis in AXES)
+    ranks = num_ranks(sizes)
     working = [
         other
         for other in _layouts(ranks)
@@ -46,14 +46,9 @@ def check_layout(model: "ModelConfig", sizes: Sizes, *, seq_len: int, batch_size
     raise ValueError(f"{fault}; {remedy}")
 
 
-def describe_layout(sizes: Sizes) -> str:
-    """The axes that have more than one rank."""
-    return " x ".join(f"{axis} {sizes[axis]}" for axis in AXES if sizes[axis] > 1) or "one rank"
-
-
 def layout_faults(model: "ModelConfig", sizes: Sizes, *, seq_len: int, batch_size: int) -> Iterator[str]:
     """The rules that a layout breaks, a line each."""
-    tp, sp = sizes["tp"], sizes["sp"]
+    tp, sp, ep = sizes["tp"], sizes["sp"], sizes["ep"]
     letters = set(model.layers)
     for letter, key, whole in (
         ("M", "model.mamba.num_heads", model.mamba and model.mamba.num_heads),
@@ -81,6 +76,13 @@ def layout_faults(model: "ModelConfig", sizes: Sizes, *, seq_len: int, batch_siz
             )
         elif shard * (sp - 1) >= seq_len:
             yield f"parallel.sp = {sp} leaves a rank without a token of data.seq_len = {seq_len}"
+    replica = sizes["dp_shard"] * sp * tp
+    if replica % ep:
+        yield f"parallel.ep = {ep} does not divide the {replica} ranks of dp_shard x sp x tp"
+    if ep > 1 and (model.moe is None or "E" not in letters):
+        yield f"parallel.ep = {ep} but model.pattern = {model.pattern!r} has no experts"
+    elif model.moe is not None and model.moe.num_experts % ep:
+        yield f"parallel.ep = {ep} does not divide model.moe.num_experts = {model.moe.num_experts}"
     data_ranks = sizes["dp_replicate"] * sizes["dp_shard"]
     if batch_size < data_ranks:
         yield (
@@ -90,14 +92,15 @@ def layout_faults(model: "ModelConfig", sizes: Sizes, *, seq_len: int, batch_siz
 
 
 def _layouts(ranks: int) -> Iterator[dict[str, int]]:
-    """All ways to write a number of ranks as a product over the axes."""
+    """All ways to write a number of ranks as a product over the axes, with all that ep can fold out."""
     divisors = [n for n in range(1, ranks + 1) if ranks % n == 0]
     for outer in itertools.product(divisors, repeat=len(AXES) - 1):
         if ranks % math.prod(outer) == 0:
-            yield dict(zip(AXES, (*outer, ranks // math.prod(outer)), strict=True))
+            sizes = dict(zip(AXES, (*outer, ranks // math.prod(outer)), strict=True))
+            yield from ({**sizes, "ep": ep} for ep in divisors if ranks // sizes["dp_replicate"] % ep == 0)
 
 
 def _distance(wanted: Sizes, other: Sizes) -> tuple[float, int]:
     """How many doublings away, then as few axes as can be."""
-    doublings = sum(abs(math.log2(other[axis] / wanted[axis])) for axis in AXES)
-    return doublings, sum(other[axis] > 1 for axis in AXES)
+    doublings = sum(abs(math.log2(other[axis] / wanted[axis])) for axis in wanted)
+    return doublings, sum(size > 1 for size in other.values())

@@ -9,12 +9,14 @@ from functools import cache, cached_property
 import torch
 from torch import nn
 
-from ..parallel import AXES, Mesh
+from ..parallel.axes import AXES
+from ..parallel.mesh import Mesh
 from ..parallel.placements import shard_range
 from .config import Config
 from .model import Hybrid
 from .model.hybrid import Layer
 from .model.parameters import tp_dims
+from .ranks import place_in
 from .sharding import matrices
 
 __all__ = ["Holding", "Parts", "ShardedUnit"]
@@ -71,8 +73,7 @@ class Parts:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._sizes = {axis: getattr(config.parallel, axis) for axis in AXES}
-        self.ranks = math.prod(self._sizes.values())
+        self.ranks = config.parallel.ranks
         self.mesh = self.mesh_of(0)
         with torch.device("meta"):
             self._model = Hybrid(config.model, self.mesh)
@@ -83,20 +84,13 @@ class Parts:
         self.num_parameters = sum(p.numel() for p in self._model.parameters())
         self.compute_dtype = getattr(torch, config.train.dtype)
         self.storage_dtype = torch.promote_types(self.compute_dtype, torch.float32)
-        self.rows = -(-config.train.batch_size // self.mesh.data_ranks)
+        self.rows = self.mesh.most_rows(config.train.batch_size)
         self.micro_rows = min(config.train.micro_batch_size or self.rows, self.rows)
         self._parameter_bytes = cache(self._shard_bytes)
 
     def mesh_of(self, rank: int) -> Mesh:
         """A rank's place in the layout, without process groups."""
-        parallel = self.config.parallel
-        return Mesh.create(
-            self._sizes,
-            rank=rank,
-            world_size=self.ranks,
-            state_exchange=parallel.state_exchange,
-            fold_queries=parallel.fold_queries,
-        )
+        return place_in(self.config.parallel, rank, self.ranks)
 
     def of(self, rank: int) -> Holding:
         """What a rank holds."""

@@ -4,6 +4,7 @@ Every part is a sum divided by a count over the whole step and all ranks, known 
 so that gradients only ever add up: over micro-batches, over ranks, in any layout.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 from ..data.window import IGNORE
 from ..kernels.cross_entropy import linear_cross_entropy
 from ..parallel.collectives import all_gather
+from ..parallel.fsdp import set_last_micro_batch
 from ..parallel.vocabulary import vocabulary_shard
 from .model import Hybrid, Packing, Report
 
-__all__ = ["IGNORE", "LossParts", "MicroBatch", "StepCounts", "compute_loss"]
+__all__ = ["IGNORE", "LossParts", "MicroBatch", "StepCounts", "accumulate_gradients", "compute_loss"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,27 @@ class LossParts:
     """Detached shares of the other losses, coefficients included."""
     reports: list[Report]
     """What each layer gave beside its output."""
+
+
+def accumulate_gradients(
+    model: Hybrid,
+    micro_batches: Sequence[MicroBatch],
+    counts: StepCounts,
+    *,
+    dtype: torch.dtype,
+    z_loss: float = 0.0,
+) -> list[LossParts]:
+    """Run the model forward and backward on a step's micro-batches, whose gradients add up.
+
+    What every rank of tp holds is left incomplete: see `plait.parallel.placements`.
+    """
+    parts = []
+    for micro in micro_batches:
+        set_last_micro_batch(model, micro is micro_batches[-1])
+        part = compute_loss(model, micro, counts, dtype=dtype, z_loss=z_loss)
+        part.total.backward()
+        parts.append(part)
+    return parts
 
 
 def compute_loss(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.window import IGNORE
-from ..parallel import Mesh
+from ..parallel.mesh import Mesh
 from .loss import MicroBatch
 from .model import Cut, Packing
 

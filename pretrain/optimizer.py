@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..parallel import Mesh
+from ..parallel.mesh import Mesh
 from ..parallel.placements import gradient_norm, scale_gradients, sum_replicated_gradients
 from .config import OptimConfig, TrainConfig
 

@@ -7,8 +7,8 @@ gradients are sums over many tokens, is gathered as it is stored.
 import torch
 from torch import nn
 
-from ..parallel import Mesh
 from ..parallel.fsdp import Unit, shard_parameters
+from ..parallel.mesh import Mesh
 from .model import Hybrid
 from .model.hybrid import Layer
 from .model.layers import Linear

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..parallel import Mesh
 from ..parallel.collectives import sum_in_place
+from ..parallel.mesh import Mesh
 from .loss import LossParts
 
 __all__ = ["StepSums", "sum_parts"]

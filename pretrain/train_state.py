@@ -1,8 +1,9 @@
 """What a training run is at a step, and how it comes back: everything a checkpoint holds."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .config import Config
 from .config_file import dump_config
 from .model import Hybrid
 
-__all__ = ["CARRIED", "TrainState", "changed_keys", "empty_carried"]
+__all__ = ["CARRIED", "TrainState", "changed_keys", "empty_carried", "word_differences"]
 
 logger = logging.getLogger(__name__)
 
@@ -151,13 +152,18 @@ def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any,
     if "train.dtype" in changed and "float64" in changed["train.dtype"]:
         fixed.append("train.dtype")
     if fixed:
-        shown = ", ".join(f"{key} = {changed[key][0]} then and {changed[key][1]} now" for key in fixed[:4])
-        more = f" and {len(fixed) - 4} more" if len(fixed) > 4 else ""
+        shown = word_differences({key: changed[key] for key in fixed}, "then", "now")
         raise UserError(
-            f"{checkpoint.path}: saved with another model: {shown}{more}; "
+            f"{checkpoint.path}: saved with another model: {shown}; "
             "restore those keys, or choose another run.dir"
         )
     return changed
+
+
+def word_differences(differ: Mapping[str, tuple[Any, Any]], one: str, other: str) -> str:
+    """Keys and their two values for an error's line, the first four; `one` and `other` say whose they are."""
+    shown = ", ".join(f"{key} = {a} {one} and {b} {other}" for key, (a, b) in islice(differ.items(), 4))
+    return shown + (f" and {len(differ) - 4} more" if len(differ) > 4 else "")
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,24 +12,23 @@ from ..data.loader import Loader
 from ..data.mixture import Plan, open_blend, open_sources
 from ..data.window import IGNORE
 from ..errors import UserError
-from ..parallel import AXES, Mesh
 from ..parallel.collectives import sum_in_place
-from ..parallel.fsdp import set_last_micro_batch
 from .callbacks.base import Callback
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
 from .flops import flops_per_token, peak_flops
 from .initial_weights import find_initial_weights
-from .loss import MicroBatch, StepCounts, compute_loss
+from .loss import MicroBatch, StepCounts, accumulate_gradients
 from .micro_batches import Arrays, cut_batch
 from .model import build_model
 from .optimizer import build_optimizer, clip_gradients, learning_rate
+from .ranks import device_of, mesh_of
 from .run_folder import RunFolder
 from .sharding import shard_model
 from .step_sums import StepSums, sum_parts
 from .train_state import TrainState, changed_keys
 
-__all__ = ["Trainer", "device_of", "mesh_of"]
+__all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
@@ -140,13 +138,9 @@ class Trainer:
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         counts = self._count(batch)
-        parts = []
-        micro_batches = self.micro_batches(batch)
-        for micro in micro_batches:
-            set_last_micro_batch(state.model, micro is micro_batches[-1])
-            part = compute_loss(state.model, micro, counts, dtype=self.dtype, z_loss=config.train.z_loss)
-            part.total.backward()
-            parts.append(part)
+        parts = accumulate_gradients(
+            state.model, self.micro_batches(batch), counts, dtype=self.dtype, z_loss=config.train.z_loss
+        )
         norm = float(clip_gradients(state.model, self.mesh, config.optim.clip))
         sums = sum_parts(parts, self.mesh)
         loss = sums.loss
@@ -218,7 +212,7 @@ class Trainer:
             batch,
             self.mesh,
             length=config.data.seq_len,
-            rows=-(-config.train.batch_size // self.mesh.data_ranks),
+            rows=self.mesh.most_rows(config.train.batch_size),
             size=config.train.micro_batch_size,
             device=self.device,
             isolate_documents=config.data.isolate_documents,
@@ -248,33 +242,3 @@ class Trainer:
         metrics["step_seconds"] = seconds
         metrics["data_seconds"] = waited
         metrics["mfu"] = tokens / seconds * self._flops / self._peak
-
-
-def mesh_of(config: Config) -> Mesh:
-    """The layout that `parallel` asks for, and this rank's place in it; nobody is spoken to yet.
-
-    Raises:
-        UserError: another number of ranks was started.
-    """
-    parallel = config.parallel
-    return Mesh.create(
-        {axis: getattr(parallel, axis) for axis in AXES},
-        rank=int(os.environ.get("RANK", "0")),
-        world_size=int(os.environ.get("WORLD_SIZE", "1")),
-        state_exchange=parallel.state_exchange,
-        fold_queries=parallel.fold_queries,
-    )
-
-
-def device_of(config: Config) -> torch.device:
-    """The device that `train.device` asks for.
-
-    Raises:
-        UserError: cuda on a machine without a GPU that torch can use.
-    """
-    wanted = config.train.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device = cuda but torch sees no GPU here; set train.device = cpu")
-    return torch.device(wanted)

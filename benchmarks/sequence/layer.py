@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from plait.parallel import AXES, Mesh
+from plait.parallel.axes import AXES
+from plait.parallel.mesh import Mesh
 from plait.pretrain.config import MambaConfig, ModelConfig
 from plait.pretrain.model import Packing, build_model
 from plait.pretrain.model.layers import Kept

@@ -20,8 +20,8 @@ from torch import Tensor
 from plait.kernels import ssd
 from plait.kernels.convolution import causal_convolution
 from plait.kernels.normalization import gated_rms_norm
-from plait.parallel import Axis
 from plait.parallel.collectives import all_to_all
+from plait.parallel.mesh import Axis
 from plait.pretrain.model.layers import exact
 from plait.pretrain.model.mamba2 import Mamba2
 

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ...parallel import Mesh
+from ...parallel.axes import describe_layout
+from ...parallel.mesh import Mesh
 from ...parallel.state_passing import choose_exchange
-from ..layout import describe_layout
 from .base import Callback
 
 if TYPE_CHECKING:

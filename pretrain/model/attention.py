@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.attention import attention_step, causal_attention
-from ...parallel import Mesh
 from ...parallel.attention import attend, send_keys
 from ...parallel.collectives import all_gather, reduce_scatter
+from ...parallel.mesh import Mesh
 from ..config import AttentionConfig
-from .layers import Cache, Kept, Linear, Mixer, Packing, Report, RMSNorm, exact
+from .layers import Cache, Kept, Linear, Mixer, Packing, Report, RMSNorm, exact, shared_rows
 from .parameters import Normal
 
 __all__ = ["Attention", "rotate"]
@@ -105,10 +105,7 @@ class Attention(Mixer):
     @property
     def _key_rows(self) -> slice | None:
         """The rows of k and v that this rank uses; None for all that it holds."""
-        if self._sharers == 1:
-            return None
-        first = self.mesh.tp.place // self._sharers * self.config.head_dim
-        return slice(first, first + self.config.head_dim)
+        return shared_rows(self.mesh, self._sharers, self.config.head_dim)
 
 
 def _with_room(tensor_BLKd: Tensor, capacity: int) -> Tensor:

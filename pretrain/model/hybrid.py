@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...parallel import Mesh
+from ...parallel.mesh import Mesh
 from ...parallel.placements import local, place_parameters
 from ...parallel.vocabulary import embed
 from ..config import ModelConfig

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.normalization import rms_norm
-from ...parallel import Mesh
 from ...parallel.halo import KeptHalo
+from ...parallel.mesh import Mesh
 from ...parallel.placements import local
 from ...parallel.state_passing import StateExchange
 from .parameters import Constant, Rule, declare
@@ -27,6 +27,7 @@ __all__ = [
     "Report",
     "WeightOf",
     "exact",
+    "shared_rows",
 ]
 
 
@@ -164,3 +165,16 @@ class WeightOf(nn.Module):
 def exact(tensor: Tensor) -> Tensor:
     """The tensor in at least fp32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def shared_rows(mesh: Mesh, sharers: int, width: int) -> slice | None:
+    """The rows of a projection that this rank uses; None for all that it holds.
+
+    Args:
+        sharers: neighbours on tp that use the same rows; if several, each holds the whole projection.
+        width: rows that they share.
+    """
+    if sharers == 1:
+        return None
+    first = mesh.tp.place // sharers * width
+    return slice(first, first + width)

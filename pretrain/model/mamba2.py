@@ -13,12 +13,12 @@ from torch import Tensor
 from ...kernels import ssd
 from ...kernels.convolution import causal_convolution, convolution_step
 from ...kernels.normalization import gated_rms_norm, gated_rms_norm_split
-from ...parallel import Mesh
 from ...parallel.collectives import all_gather, reduce_scatter, sum_in_place
 from ...parallel.halo import send_halo
+from ...parallel.mesh import Mesh
 from ...parallel.placements import local
 from ..config import MambaConfig
-from .layers import Cache, Kept, Linear, Mixer, Packing, Report, WeightOf, exact
+from .layers import Cache, Kept, Linear, Mixer, Packing, Report, WeightOf, exact, shared_rows
 from .parameters import Constant, LogUniformA, LogUniformStep, Normal, Uniform, declare
 
 __all__ = ["Mamba2"]
@@ -140,10 +140,7 @@ class Mamba2(Mixer):
     @property
     def _group_rows(self) -> slice | None:
         """The rows of b and c that this rank uses; None for all that it holds."""
-        if self._sharers == 1:
-            return None
-        first = self.mesh.tp.place // self._sharers * self.config.d_state
-        return slice(first, first + self.config.d_state)
+        return shared_rows(self.mesh, self._sharers, self.config.d_state)
 
     def _convolve(
         self,

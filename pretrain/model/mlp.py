@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from ...kernels.activation import squared_relu, swiglu
-from ...parallel import Mesh
 from ...parallel.collectives import all_gather, reduce_scatter
+from ...parallel.mesh import Mesh
 from ..config import Activation
 from .layers import Kept, Linear, Mixer, Packing, Report
 from .parameters import Normal

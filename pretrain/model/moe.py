@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ...kernels.activation import squared_relu, swiglu
 from ...kernels.experts import Routing, combine, dispatch, grouped_linear, sort_by_expert
-from ...parallel import Mesh
 from ...parallel.collectives import sum_in_place
+from ...parallel.mesh import Mesh
 from ...parallel.placements import local
 from ..config import MoEConfig
 from .layers import Kept, Linear, Mixer, Packing, Report, exact

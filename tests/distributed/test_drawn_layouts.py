@@ -10,7 +10,7 @@ from agreement import assert_same_gradients
 from hypothesis import HealthCheck, assume, given, settings
 from layouts import EXCHANGES
 
-from plait.parallel import AXES
+from plait.parallel.axes import AXES
 from plait.pretrain.config_file import parse_config
 
 TOLERANCE = 1e-10

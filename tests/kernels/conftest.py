@@ -1,4 +1,4 @@
-"""Ranks as threads of one process, for kernels that meet others only through a callable."""
+"""Ranks as threads of one process, for kernels that meet others only through a callable; sizes of tensors."""
 
 import threading
 from collections.abc import Callable
@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def _run_ranks(num_ranks: int, of_rank: Callable[[int, Callable[[Tensor], Tensor]], Any]) -> list[Any]:
@@ -52,3 +54,22 @@ def run_ranks() -> Callable[..., list[Any]]:
     one that does not, or fails, fails them all.
     """
     return _run_ranks
+
+
+class _LargestTensor(TorchDispatchMode):
+    def __init__(self, apart: int) -> None:
+        super().__init__()
+        self.apart, self.elements = apart, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.elements = max([self.elements, *(size for size in sizes if size != self.apart)])
+        return out
+
+
+@pytest.fixture
+def largest_tensor() -> Callable[..., _LargestTensor]:
+    """``with largest_tensor(apart=n) as seen``: ``seen.elements`` becomes the most that any operator gave
+    out, tensors of n elements apart."""
+    return _LargestTensor

@@ -1,10 +1,11 @@
 """The fused loss against its specification: values, gradients, masked tokens, memory, operations."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from plait.kernels.cross_entropy import eager, linear_cross_entropy, naive
@@ -170,26 +171,12 @@ def test_backward_twice_and_any_strides() -> None:
         assert torch.equal(2 * a, b)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that any operator gave out, weight-sized ones apart."""
-
-    def __init__(self, apart: int) -> None:
-        super().__init__()
-        self.apart, self.elements = apart, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        self.elements = max([self.elements, *(size for size in sizes if size != self.apart)])
-        return out
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_never_holds_all_the_logits(dtype: torch.dtype) -> None:
+def test_never_holds_all_the_logits(dtype: torch.dtype, largest_tensor: Callable[..., Any]) -> None:
     T, chunk = 250, 16
     hidden, weight, targets = make_inputs(T, dtype)
     # An operator hides what it does from the mode, so the forward is called underneath it.
-    with torch.no_grad(), LargestTensor(apart=T * D) as seen:
+    with torch.no_grad(), largest_tensor(apart=T * D) as seen:
         eager.forward(hidden, weight, targets, 0.1, chunk, True, True)
     assert seen.elements == chunk * V < T * V / 15
 

@@ -8,8 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from plait.kernels.cross_entropy import (
@@ -178,28 +176,16 @@ def test_a_probability_that_underflows(run_ranks: RunRanks) -> None:
     torch.testing.assert_close(dweight, torch.tensor([[300.0], [0.0], [-300.0]]))
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that any operator gave out, those of hidden's size apart."""
-
-    def __init__(self, apart: int) -> None:
-        super().__init__()
-        self.apart, self.elements = apart, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        self.elements = max([self.elements, *(size for size in sizes if size != self.apart)])
-        return out
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_never_holds_more_than_a_chunk_of_its_own_logits(dtype: torch.dtype, run_ranks: RunRanks) -> None:
+def test_never_holds_more_than_a_chunk_of_its_own_logits(
+    dtype: torch.dtype, run_ranks: RunRanks, largest_tensor: Callable[..., Any]
+) -> None:
     T, chunk, sizes = 250, 32, [44, 44, 43]
     hidden, weight, targets = make_inputs(T, dtype)
 
     def of_rank(rank: int, gather: Gather) -> int:
         whole, rows = hidden.detach().requires_grad_(), weight.detach().split(sizes)[rank].requires_grad_()
-        with LargestTensor(apart=T * D) as seen:
+        with largest_tensor(apart=T * D) as seen:
             shard = shard_of(sizes, rank, gather)
             linear_cross_entropy(whole, rows, targets, z_loss=0.1, chunk_tokens=chunk, shard=shard)
         return seen.elements

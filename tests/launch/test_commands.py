@@ -37,6 +37,19 @@ def test_help_imports_nothing_heavy():
     assert time.perf_counter() - start < 2
 
 
+def test_show_needs_no_torch():
+    code = (
+        "import sys; sys.argv = ['plait', 'config', 'show', 'demo']\n"
+        "from plait.launch.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "pattern" in done.stdout
+
+
 def test_show_is_a_config_and_schema_knows_it(tmp_path):
     shown = plait("config", "show", "configs/demo.yaml", "train.steps=700", "model.pattern=*[M-]x2")
     assert shown.returncode == 0, shown.stderr

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from plait.launch.cli import main
-from plait.parallel import AXES
+from plait.parallel.axes import AXES
 from plait.pretrain.config_file import load_config, parse_config
 from plait.pretrain.layout_messages import layer_messages, outer_messages
 from plait.pretrain.layout_parts import Parts

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from plait.parallel import Mesh
 from plait.parallel.collectives import (
     all_gather,
     all_reduce,
@@ -12,6 +11,7 @@ from plait.parallel.collectives import (
     reduce_scatter,
     sum_in_place,
 )
+from plait.parallel.mesh import Mesh
 from plait.parallel.placements import shard_range
 
 

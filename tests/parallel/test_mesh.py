@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from plait.errors import UserError
-from plait.parallel import AXES, Mesh
+from plait.parallel.axes import AXES
+from plait.parallel.mesh import Mesh
 
 SIZES = {"dp_replicate": 2, "dp_shard": 3, "sp": 2, "tp": 2}
 

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from plait.parallel import AXES
+from plait.parallel.axes import AXES, describe_layout
 from plait.pretrain.config import AttentionConfig, MambaConfig, MLPConfig, ModelConfig, MoEConfig
 from plait.pretrain.config_file import parse_config
-from plait.pretrain.layout import check_layout, describe_layout, layout_faults
+from plait.pretrain.layout import check_layout, layout_faults
 
 RUN = {"seq_len": 250, "batch_size": 6}
 
@@ -41,7 +41,7 @@ def model(**sizes) -> ModelConfig:
 
 
 def layout(**sizes) -> dict[str, int]:
-    return dict.fromkeys(AXES, 1) | sizes
+    return dict.fromkeys((*AXES, "ep"), 1) | sizes
 
 
 FAULTS = [

@@ -8,17 +8,16 @@ import torch.distributed as dist
 from programs.gradients import gradients
 
 from plait.data.window import IGNORE
-from plait.parallel import Mesh
-from plait.parallel.fsdp import set_last_micro_batch
+from plait.parallel.mesh import Mesh
 from plait.parallel.placements import gradient_norm, sum_replicated_gradients
 from plait.pretrain.config import Config
 from plait.pretrain.config_file import parse_config
-from plait.pretrain.loss import StepCounts, compute_loss
+from plait.pretrain.loss import StepCounts, accumulate_gradients
 from plait.pretrain.micro_batches import cut_batch
 from plait.pretrain.model import build_model
+from plait.pretrain.ranks import mesh_of
 from plait.pretrain.sharding import shard_model
 from plait.pretrain.step_sums import sum_parts
-from plait.pretrain.trainer import mesh_of
 
 
 def run(tree: dict[str, Any], documents: list[list[int]], masked: float) -> dict[str, Any]:
@@ -51,16 +50,14 @@ def run(tree: dict[str, Any], documents: list[list[int]], masked: float) -> dict
         arrays,
         mesh,
         length=length,
-        rows=-(-rows // mesh.data_ranks),
+        rows=mesh.most_rows(rows),
         size=config.train.micro_batch_size,
         device=torch.device("cpu"),
         isolate_documents=config.data.isolate_documents,
     )
-    parts = []
-    for micro in micro_batches:
-        set_last_micro_batch(model, micro is micro_batches[-1])
-        parts.append(compute_loss(model, micro, counts, dtype=torch.float64, z_loss=config.train.z_loss))
-        parts[-1].total.backward()
+    parts = accumulate_gradients(
+        model, micro_batches, counts, dtype=torch.float64, z_loss=config.train.z_loss
+    )
     sum_replicated_gradients(model.parameters(), mesh)
     return {
         "loss": sum_parts(parts, mesh).loss,

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from plait.parallel import Mesh
 from plait.parallel.fsdp import set_last_micro_batch
+from plait.parallel.mesh import Mesh
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.loss import compute_loss
 from plait.pretrain.model.mamba2 import Mamba2

@@ -4,10 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from plait.parallel.fsdp import set_last_micro_batch
 from plait.parallel.placements import gradient_norm, local, part, sum_replicated_gradients
 from plait.pretrain.config_file import parse_config
-from plait.pretrain.loss import compute_loss
+from plait.pretrain.loss import accumulate_gradients
 from plait.pretrain.model import Hybrid
 from plait.pretrain.step_sums import sum_parts
 from plait.pretrain.trainer import Trainer
@@ -33,12 +32,10 @@ def run(tree: dict[str, Any], masked: list[list[int]]) -> dict[str, Any]:
             if row <= number < last_row:
                 batch["targets"][index, max(0, token - first) : max(0, end - first)] = -100
     counts = trainer._count(batch)
-    parts = []
     micro_batches = trainer.micro_batches(batch)
-    for micro in micro_batches:
-        set_last_micro_batch(model, micro is micro_batches[-1])
-        parts.append(compute_loss(model, micro, counts, dtype=trainer.dtype, z_loss=config.train.z_loss))
-        parts[-1].total.backward()
+    parts = accumulate_gradients(
+        model, micro_batches, counts, dtype=trainer.dtype, z_loss=config.train.z_loss
+    )
     sum_replicated_gradients(model.parameters(), mesh)
     return {
         "loss": sum_parts(parts, mesh).loss,

@@ -6,8 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from plait.parallel import AXES, Mesh, collectives, travel
+from plait.parallel import collectives, travel
+from plait.parallel.axes import AXES
 from plait.parallel.ledger import Ledger
+from plait.parallel.mesh import Mesh
 
 SEND = ((1, 0, 2, 3), (0, 4, 1, 0), (2, 2, 0, 1), (0, 0, 0, 0))
 """Rows from each rank (line) to each rank (column), for the uneven all-to-all; the last sends none."""

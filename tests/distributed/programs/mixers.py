@@ -9,7 +9,7 @@ from torch import Tensor
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.micro_batches import cut_batch
 from plait.pretrain.model import build_model
-from plait.pretrain.trainer import mesh_of
+from plait.pretrain.ranks import mesh_of
 
 
 def run(

@@ -3,8 +3,9 @@
 import torch
 import torch.distributed as dist
 
-from plait.parallel import AXES, Mesh
+from plait.parallel.axes import AXES
 from plait.parallel.collectives import reduce_scatter
+from plait.parallel.mesh import Mesh
 
 
 def run() -> None:

@@ -32,16 +32,16 @@ def _one_thread():
 
 
 @torch.no_grad()
-def shake(model: Hybrid) -> None:
+def shake(model: nn.Module, seed: int) -> None:
     """Matrices large enough for every path to matter; no norm weight is 1, no bias is 0."""
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
         if name.endswith("dt_bias"):
             tensor.copy_(noise - 2)
             # A step size of 3e-4, below the least that transformers takes by default.
             tensor[0] = -8.0
-        elif name.endswith(("A_log", "D")) or "norm" in name:
+        elif name.endswith(("A_log", ".D")) or "norm" in name:
             tensor.copy_(1 + 0.3 * noise)
         elif name.endswith("correction_bias"):
             tensor.copy_(0.2 * noise)
@@ -63,7 +63,7 @@ def save_run(tmp_path: Path) -> SaveRun:
         plan = Plan.start(sources, seed=config.run.seed, seq_len=config.data.seq_len)
         checkpoints = Checkpoints(folder.checkpoints)
         for step in steps:
-            shake(model)
+            shake(model, seed=7)
             batch = config.train.batch_size
             state = TrainState(
                 model,
@@ -126,7 +126,7 @@ def save_model(tmp_path: Path) -> SaveModel:
         config = NemotronHConfig(**(SHAPES | shapes))
         theirs = NemotronHForCausalLM(config)
         theirs.set_experts_implementation("eager")
-        shake_theirs(theirs)
+        shake(theirs, seed=11)
         folder = tmp_path / name
         nn.Module.to(theirs, dtype)
         theirs.save_pretrained(folder, max_shard_size="40KB" if dialect == "nvidia" else "1GB")
@@ -137,23 +137,6 @@ def save_model(tmp_path: Path) -> SaveModel:
         return folder, _tensors_of(folder), nn.Module.float(theirs)
 
     return save
-
-
-@torch.no_grad()
-def shake_theirs(model: Any) -> None:
-    """As `shake`, by transformers' names."""
-    generator = torch.Generator().manual_seed(11)
-    for name, tensor in model.state_dict().items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("dt_bias"):
-            tensor.copy_(noise - 2)
-            tensor[0] = -8.0
-        elif name.endswith(("A_log", ".D")) or "norm" in name:
-            tensor.copy_(1 + 0.3 * noise)
-        elif name.endswith("correction_bias"):
-            tensor.copy_(0.2 * noise)
-        else:
-            tensor.copy_(noise / tensor.shape[-1] ** 0.5)
 
 
 def speak_nvidia(folder: Path) -> None:

@@ -164,6 +164,7 @@ def start_all_to_all(
     receive: Sequence[int],
     layer: int | None = None,
     direction: Direction | None = None,
+    kind: str = "all_to_all",
 ) -> tuple[Tensor, Sent]:
     """Start sending rows to each rank and taking rows from each: see `all_to_all`."""
     x = x.contiguous()
@@ -171,7 +172,7 @@ def start_all_to_all(
     row = math.prod(x.shape[1:]) * x.itemsize
     sent = launch(
         axis,
-        "all_to_all",
+        kind,
         (sum(send) - send[axis.place]) * row,
         lambda: [dist.all_to_all_single(out, x, list(receive), list(send), group=axis.group, async_op=True)],
         layer,

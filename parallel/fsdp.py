@@ -1,5 +1,7 @@
 """Parameters sharded over dp_shard x sp (FSDP2), copies kept alike over dp_replicate (HSDP).
 
+An expert's parameters are sharded over the ranks that hold the same experts, `efsdp`.
+
 A unit is gathered when its layer needs it and its gradient is summed and cut when its layer is done.
 Every reduction is a sum: the loss is divided by global counts before the backward.
 """
@@ -12,9 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 
 from .collectives import gather_into, launch, scatter_into
 from .mesh import Axis, Mesh
+from .placements import expert_dim, local
 
 __all__ = ["Unit", "reshard", "set_last_micro_batch", "shard_parameters"]
 
@@ -33,6 +37,8 @@ class Unit:
     """Whether the parameters stay gathered between the forward and the backward."""
     in_backward: bool = True
     """Whether the backward reads the parameters."""
+    experts: bool = False
+    """Whether the parameters are experts'."""
 
 
 def shard_parameters(units: Sequence[Unit], mesh: Mesh) -> None:
@@ -41,12 +47,16 @@ def shard_parameters(units: Sequence[Unit], mesh: Mesh) -> None:
     Args:
         units: inner ones first, the whole model last.
     """
-    if mesh.size("data") == 1:
-        return
-    assert mesh.device_mesh is not None
     replicate = mesh.sizes["dp_replicate"] > 1
-    over = mesh.device_mesh[("dp_replicate", "fsdp")] if replicate else mesh.device_mesh["fsdp"]
+    whole_here: set[nn.Parameter] = set()
     for unit in units:
+        name = "efsdp" if unit.experts else "fsdp"
+        axis = mesh.axes[name]
+        if axis.size == 1 and not replicate:
+            whole_here.update(p for module in unit.modules for p in module.parameters())
+            continue
+        whole = mesh.expert_mesh if unit.experts else mesh.device_mesh
+        assert whole is not None
         policy = MixedPrecisionPolicy(
             param_dtype=unit.dtype,
             reduce_dtype=torch.float32 if unit.dtype is not None else None,
@@ -55,9 +65,11 @@ def shard_parameters(units: Sequence[Unit], mesh: Mesh) -> None:
         modules = list(unit.modules)
         fully_shard(
             modules if len(modules) > 1 else modules[0],
-            mesh=over,
+            mesh=whole[("dp_replicate", name)] if replicate else whole[name],
             mp_policy=policy,
             reshard_after_forward=not unit.stays,
+            ignored_params=whole_here,
+            shard_placement_fn=_expert_placement(axis.size) if unit.experts else None,
         )
         sharded = modules[0]
         assert isinstance(sharded, FSDPModule)
@@ -66,8 +78,8 @@ def shard_parameters(units: Sequence[Unit], mesh: Mesh) -> None:
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
         # torch's interfaces for these are private; what they ask for is public.
-        gather: Any = _AllGather(mesh.axes["fsdp"], unit.layer)
-        scatter: Any = _ReduceScatter(mesh.axes["fsdp"], unit.layer)
+        gather: Any = _AllGather(axis, unit.layer)
+        scatter: Any = _ReduceScatter(axis, unit.layer)
         sharded.set_custom_all_gather(gather)
         sharded.set_custom_reduce_scatter(scatter)
         if replicate:
@@ -76,8 +88,9 @@ def shard_parameters(units: Sequence[Unit], mesh: Mesh) -> None:
 
 def set_last_micro_batch(model: nn.Module, last: bool) -> None:
     """Say whether the next backward ends the step: gradients are reduced then, and only then."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last, recurse=False)
 
 
 def reshard(model: nn.Module) -> None:
@@ -85,6 +98,10 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def _expert_placement(ranks: int) -> Callable[[nn.Parameter], Shard]:
+    return lambda parameter: Shard(expert_dim(local(parameter).shape, ranks))
 
 
 class _Recorded:

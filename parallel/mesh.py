@@ -85,6 +85,8 @@ class Mesh:
     """How states travel over sp: see `state_passing.py`."""
     fold_queries: bool = True
     """Whether ranks of sp trade queries to even out causal attention: see `attention.py`."""
+    keep_dispatched: bool = False
+    """Whether a recomputed layer keeps the rows that its experts' ranks sent: see `experts.py`."""
 
     @classmethod
     def create(
@@ -95,6 +97,7 @@ class Mesh:
         world_size: int,
         state_exchange: str = "auto",
         fold_queries: bool = True,
+        keep_dispatched: bool = False,
     ) -> "Mesh":
         """A mesh, checked against the ranks that were started; `connect` makes it speak.
 
@@ -118,6 +121,7 @@ class Mesh:
             rank,
             state_exchange=state_exchange,
             fold_queries=fold_queries,
+            keep_dispatched=keep_dispatched,
         )
         mesh.axes.update(mesh._silent_axes())
         return mesh

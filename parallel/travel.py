@@ -5,7 +5,7 @@ hides it. In the backward the gradient leaves where the forward waited, and is w
 forward left.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .collectives import Sent, start_gather, start_scatter, start_swap
+from .collectives import Sent, start_all_to_all, start_gather, start_scatter, start_swap
 from .mesh import Axis
 
-__all__ = ["Start", "Travelling", "depart", "start_all_gather", "swap_later"]
+__all__ = ["KeptRows", "Start", "Travelling", "all_to_all_later", "depart", "start_all_gather", "swap_later"]
 
 Start = Callable[[Tensor], tuple[Tensor, Sent | None]]
 """Starts a message; returns the buffer that it fills and its handle, None where it is filled already."""
@@ -70,6 +70,45 @@ def swap_later(x: Tensor, axis: Axis, partner: int) -> Travelling:
         lambda tensor: start_swap(tensor, axis, partner),
         lambda grad: start_swap(grad, axis, partner, layer, "backward"),
     )
+
+
+@dataclass
+class KeptRows:
+    """What arrived in the forward, for a layer that is computed again: nothing is sent twice."""
+
+    rows: Tensor | None = None
+
+
+def all_to_all_later(
+    x: Tensor,
+    axis: Axis,
+    send: Sequence[int],
+    receive: Sequence[int],
+    kind: str,
+    kept: KeptRows | None = None,
+) -> Travelling:
+    """Rows to each rank and rows from each, in the order of ranks; the gradient goes the way back.
+
+    Args:
+        x: (sum of `send`, …).
+        kind: for the ledger.
+        kept: takes what arrives, and gives it the second time; None sends each time.
+    """
+    layer = axis.layer
+
+    def out(tensor: Tensor) -> tuple[Tensor, Sent | None]:
+        if kept is not None and kept.rows is not None:
+            return kept.rows.detach(), None
+        rows, sent = start_all_to_all(tensor, axis, send, receive, layer, kind=kind)
+        if kept is not None:
+            # Autograd ties its graph to what is returned; what is kept must not hold that.
+            kept.rows = rows.detach()
+        return rows, sent
+
+    def back(grad: Tensor) -> tuple[Tensor, Sent | None]:
+        return start_all_to_all(grad, axis, receive, send, layer, "backward", kind)
+
+    return depart(x, out, back)
 
 
 class _Depart(torch.autograd.Function):

@@ -132,6 +132,10 @@ class MoEConfig(Section):
     activation: Activation = "squared_relu"
     score: Literal["sigmoid", "softmax"] = "sigmoid"
     """What turns the router's logits into scores."""
+    num_groups: Count = 1
+    """Groups of neighbouring experts, of which a token's are chosen first; 1 means none."""
+    top_k_groups: Count = 1
+    """Groups that a token's experts may come from."""
     score_bias: bool = True
     """Balance by a bias that takes part in the choice of experts only (arXiv 2408.15664)."""
     score_bias_rate: Coefficient = 1e-3
@@ -153,6 +157,22 @@ class MoEConfig(Section):
             raise ValueError(
                 f"model.moe.top_k = {self.top_k} exceeds model.moe.num_experts = {self.num_experts}; "
                 f"choose at most {self.num_experts}"
+            )
+        if self.num_experts % self.num_groups:
+            raise ValueError(
+                f"model.moe.num_groups = {self.num_groups} does not divide model.moe.num_experts = "
+                f"{self.num_experts}; choose one of {_divisors(self.num_experts)}"
+            )
+        if self.top_k_groups > self.num_groups:
+            raise ValueError(
+                f"model.moe.top_k_groups = {self.top_k_groups} exceeds model.moe.num_groups = "
+                f"{self.num_groups}; choose at most {self.num_groups}"
+            )
+        reachable = self.num_experts // self.num_groups * self.top_k_groups
+        if self.top_k > reachable:
+            raise ValueError(
+                f"model.moe.top_k = {self.top_k} exceeds the {reachable} experts of model.moe.top_k_groups = "
+                f"{self.top_k_groups} of {self.num_groups} groups; raise top_k_groups or lower top_k"
             )
         return self
 
@@ -278,11 +298,14 @@ class ParallelConfig(Section):
     tp: Count = 1
     """Ranks that heads, channels and the vocabulary are cut over; best within a machine."""
     ep: Count = 1
-    """Experts stay on their rank in this version: 1."""
+    """Ranks that the experts are divided over, folded out of dp_shard x sp x tp: it adds none."""
     state_exchange: Literal["auto", "ring", "gather", "scan"] = "auto"
     """How SSM states travel over sp; auto is ring for 2 ranks, gather to 16, scan beyond."""
     fold_queries: bool = True
     """Ranks of sp trade queries, so that causal attention is the same work for all."""
+    keep_dispatched: bool = False
+    """Under train.activation_checkpointing, keep the tokens that experts' ranks sent each other, rather than
+    send them again for the backward."""
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without progress after which a run prints every rank's stacks and ends."""
 
@@ -295,14 +318,6 @@ class ParallelConfig(Section):
     def ranks(self) -> int:
         """Ranks of the layout."""
         return num_ranks(self.sizes)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.ep != 1:
-            raise ValueError(
-                f"parallel.ep = {self.ep}: experts stay on their rank in this version; set parallel.ep = 1"
-            )
-        return self
 
 
 class CheckpointConfig(Section):

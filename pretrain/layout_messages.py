@@ -16,6 +16,10 @@ from .layout_parts import Parts
 __all__ = ["Message", "layer_messages", "outer_messages"]
 
 
+COUNT = 8
+"""Bytes of a number of rows."""
+
+
 @dataclass(frozen=True)
 class Message:
     axis: str
@@ -97,6 +101,13 @@ def _moe(parts: Parts) -> Iterator[Message]:
         yield Message(
             "tokens", "all_reduce", "sum of the sequences' choices", 2 * (ranks - 1) * counts // ranks
         )
+    ranks = mesh.ep.size
+    rows = parts.micro_rows * _shard(parts) // mesh.tp.size * config.top_k
+    width = (config.latent_dim or parts.config.model.d_model) * parts.compute_dtype.itemsize
+    yield Message("ep", "expert_counts", "numbers of rows", (ranks - 1) * config.num_experts // ranks * COUNT)
+    even = rows * (ranks - 1) // ranks * width
+    yield Message("ep", "dispatch", "tokens to their experts, were all experts even", even)
+    yield Message("ep", "combine", "experts' outputs back, were all experts even", even)
     if config.d_shared:
         yield from _in_and_out(parts, " for the shared expert")
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -11,13 +11,13 @@ from torch import nn
 
 from ..parallel.axes import AXES
 from ..parallel.mesh import Mesh
-from ..parallel.placements import shard_range
+from ..parallel.placements import Split, expert_dim, shard_range
 from .config import Config
 from .model import Hybrid
 from .model.hybrid import Layer
-from .model.parameters import tp_dims
+from .model.parameters import declared_splits
 from .ranks import place_in
-from .sharding import matrices
+from .sharding import expert_modules, matrices
 
 __all__ = ["Holding", "Parts", "ShardedUnit"]
 
@@ -47,9 +47,11 @@ class Holding:
 
 @dataclass(frozen=True)
 class ShardedUnit:
-    """Parameters that are gathered together over dp_shard x sp, in bytes of one rank."""
+    """Parameters that are gathered together, in bytes of one rank."""
 
     layer: int | None
+    axis: str
+    """fsdp, dp_shard x sp; or efsdp of experts."""
     gathered: int
     """While it computes."""
     gather_sent: int
@@ -77,9 +79,9 @@ class Parts:
         self.mesh = self.mesh_of(0)
         with torch.device("meta"):
             self._model = Hybrid(config.model, self.mesh)
-        self._dims = tp_dims(self._model)
+        self._splits = declared_splits(self._model)
         self._kinds = Counter(
-            (tuple(parameter.shape), self._dims[name]) for name, parameter in self._model.named_parameters()
+            (tuple(parameter.shape), self._splits[name]) for name, parameter in self._model.named_parameters()
         )
         self.num_parameters = sum(p.numel() for p in self._model.parameters())
         self.compute_dtype = getattr(torch, config.train.dtype)
@@ -99,7 +101,7 @@ class Parts:
         part = mesh.shard_length(length) // mesh.tp.size
         first = mesh.place("tokens") * part
         stream = range(min(length, first), min(length, first + part))
-        parameter_bytes = self._parameter_bytes(mesh.place("fsdp"), mesh.tp.place)
+        parameter_bytes = self._parameter_bytes(mesh.place("replica"))
         return Holding(
             rank,
             {axis: mesh.place(axis) for axis in AXES},
@@ -113,57 +115,69 @@ class Parts:
 
     @cached_property
     def units(self) -> list[ShardedUnit]:
-        """What `shard_model` gathers together, the layers' dtypes taken as one unit; empty where each rank
-        holds its parameters whole. The last stays gathered from the forward to the backward."""
-        if self.mesh.size("data") == 1:
-            return []
+        """What `shard_model` gathers together, the layers' dtypes taken as one unit; those left out that each
+        rank holds whole. The last stays gathered from the forward to the backward."""
         model = self._model
-        units = [] if model.head is None else [self._unit(None, {"embedding": model.embedding}, ())]
+        units = [] if model.head is None else [self._unit(None, {"embedding": model.embedding})]
         for layer in model.layers:
             assert isinstance(layer, Layer)
-            cast = matrices(layer) if self.compute_dtype == torch.bfloat16 else ()
-            units.append(self._unit(layer.index, {f"layers.{layer.index}": layer}, cast))
+            modules: dict[str, nn.Module] = {f"layers.{layer.index}": layer}
+            if experts := expert_modules(layer):
+                units.append(self._unit(layer.index, modules, experts, axis="efsdp"))
+            units.append(self._unit(layer.index, modules, matrices(layer)))
         last: dict[str, nn.Module] = {"final_norm": model.final_norm}
         last |= {"embedding": model.embedding} if model.head is None else {"head": model.head}
-        return [*units, self._unit(None, last, ())]
+        units.append(self._unit(None, last))
+        copies = self.mesh.sizes["dp_replicate"]
+        return [unit for unit in units if self.mesh.size(unit.axis) * copies > 1]
 
-    def _shard_bytes(self, fsdp: int, tp: int) -> int:
+    def _shard_bytes(self, place: int) -> int:
+        """Of the parameters of the rank at a place of dp_shard x sp x tp."""
+        mesh = self.mesh_of(place)
         elements = 0
-        for (shape, dim), count in self._kinds.items():
-            rows, *rest = self._tp_part(shape, dim, tp)
-            if self.mesh.size("data") > 1:
-                first, end = shard_range(rows, self.mesh.size("fsdp"), fsdp)
-                rows = end - first
-            elements += count * rows * math.prod(rest)
+        for (shape, split), count in self._kinds.items():
+            part = self._part(shape, split, mesh.place(split.axis))
+            axis, dim = ("efsdp", expert_dim(part, mesh.size("efsdp"))) if split.axis == "ep" else ("fsdp", 0)
+            first, end = shard_range(part[dim], mesh.size(axis), mesh.place(axis))
+            elements += count * math.prod(part) // part[dim] * (end - first)
         return elements * self.storage_dtype.itemsize
 
-    def _tp_part(self, shape: Shape, dim: int | None, place: int = 0) -> Shape:
-        if dim is None:
+    def _part(self, shape: Shape, split: Split, place: int = 0) -> Shape:
+        """What a place of tp or ep holds, before FSDP."""
+        if split.dim is None:
             return shape
-        first, end = shard_range(shape[dim], self.mesh.tp.size, place)
-        return (*shape[:dim], end - first, *shape[dim + 1 :])
+        first, end = shard_range(shape[split.dim], self.mesh.size(split.axis), place)
+        return (*shape[: split.dim], end - first, *shape[split.dim + 1 :])
 
     def _unit(
-        self, layer: int | None, modules: Mapping[str, nn.Module], cast: list[nn.Module] | tuple[()]
+        self,
+        layer: int | None,
+        modules: Mapping[str, nn.Module],
+        cast: Sequence[nn.Module] = (),
+        axis: str = "fsdp",
     ) -> ShardedUnit:
         """
         Args:
-            cast: the modules in it that are gathered in the dtype of the computation.
+            cast: the modules in it that are gathered in the dtype of the computation, under bf16.
         """
-        ranks = self.mesh.size("fsdp")
+        ranks = self.mesh.size(axis)
         narrow = {parameter for module in cast for parameter in module.parameters()}
         gathered = gather_sent = reduce_sent = gradient = 0
         for name, parameter in _named(modules):
+            split = self._splits[name]
+            if (split.axis == "ep") != (axis == "efsdp"):
+                continue
             itemsize = (self.compute_dtype if parameter in narrow else self.storage_dtype).itemsize
-            rows, *rest = self._tp_part(tuple(parameter.shape), self._dims[name])
-            row = math.prod(rest)
+            part = self._part(tuple(parameter.shape), split)
+            dim = expert_dim(part, ranks) if axis == "efsdp" else 0
+            elements = math.prod(part)
             # Shards travel at the length of the longest.
-            shard = -(-rows // ranks) * row
-            gathered += rows * row * itemsize
-            gradient += rows * row * self.storage_dtype.itemsize
+            shard = -(-part[dim] // ranks) * elements // part[dim]
+            gathered += elements * itemsize
+            gradient += elements * self.storage_dtype.itemsize
             gather_sent += (ranks - 1) * shard * itemsize
             reduce_sent += (ranks - 1) * shard * self.storage_dtype.itemsize
-        return ShardedUnit(layer, gathered, gather_sent, reduce_sent, gradient)
+        return ShardedUnit(layer, axis, gathered, gather_sent, reduce_sent, gradient)
 
 
 def _named(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:

@@ -1,9 +1,11 @@
 """AdamW, its learning rate as a function of the step, and the gradient's global norm."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..parallel.mesh import Mesh
 from ..parallel.placements import gradient_norm, scale_gradients, sum_replicated_gradients
@@ -14,13 +16,15 @@ __all__ = ["build_optimizer", "clip_gradients", "learning_rate"]
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over all parameters; those with one dimension do not decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups: dict[Any, dict[str, Any]] = {}
+    for parameter in model.parameters():
+        decays = parameter.ndim > 1
+        # torch moves a group's parameters by one call, which wants them on one device mesh.
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        group = {"params": [], "weight_decay": config.weight_decay if decays else 0.0}
+        groups.setdefault((decays, mesh), group)["params"].append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        list(groups.values()),
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,

@@ -33,6 +33,7 @@ def place_in(parallel: ParallelConfig, rank: int, world_size: int) -> Mesh:
         world_size=world_size,
         state_exchange=parallel.state_exchange,
         fold_queries=parallel.fold_queries,
+        keep_dispatched=parallel.keep_dispatched,
     )
 
 

@@ -9,6 +9,7 @@ Shapes: T tokens, K experts a token, S = T K rows sorted by expert, E experts, D
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
@@ -46,9 +47,13 @@ def combine(y_SD: Tensor, weight_TK: Tensor, routing: Routing) -> Tensor:
     return _combine(y_SD, weight_TK, routing.order_S, routing.inverse_TK)
 
 
-def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, routing: Routing) -> Tensor:
-    """Each sorted row times the transposed matrix of its expert: (S, D) -> (S, F)."""
-    return _grouped_linear(x_SD, weight_EFD, routing.counts_E)
+def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
+    """Each sorted row times the transposed matrix of its expert: (S, D) -> (S, F).
+
+    Args:
+        counts_E: rows an expert.
+    """
+    return _grouped_linear(x_SD, weight_EFD, counts_E)
 
 
 @torch.library.custom_op("plait::experts_dispatch", mutates_args=())
@@ -63,6 +68,8 @@ def _(x_TD, order_S, inverse_TK):
 
 @torch.library.custom_op("plait::experts_dispatch_backward", mutates_args=())
 def _dispatch_backward(grad_SD: Tensor, inverse_TK: Tensor) -> Tensor:
+    if inverse_TK.shape[1] == 1:
+        return grad_SD[inverse_TK[:, 0]]
     acc = torch.promote_types(grad_SD.dtype, torch.float32)
     total = grad_SD[inverse_TK[:, 0]].to(acc)
     for choice in range(1, inverse_TK.shape[1]):
@@ -124,6 +131,8 @@ _combine.register_autograd(
 
 @torch.library.custom_op("plait::grouped_linear", mutates_args=())
 def _grouped_linear(x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
+    if _fits_grouped_mm(x_SD, weight_EFD):
+        return F.grouped_mm(x_SD, weight_EFD.transpose(1, 2), offs=_ends(counts_E))
     out = x_SD.new_empty(x_SD.shape[0], weight_EFD.shape[1])
     for e, rows in _groups(counts_E):
         torch.mm(x_SD[rows], weight_EFD[e].T, out=out[rows])
@@ -139,6 +148,10 @@ def _(x_SD, weight_EFD, counts_E):
 def _grouped_linear_backward(
     grad_SF: Tensor, x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor
 ) -> tuple[Tensor, Tensor]:
+    if _fits_grouped_mm(x_SD, weight_EFD):
+        ends = _ends(counts_E)
+        grad_x = F.grouped_mm(grad_SF, weight_EFD, offs=ends)
+        return grad_x, F.grouped_mm(grad_SF.T, x_SD, offs=ends)
     grad_x, grad_weight = torch.empty_like(x_SD), torch.zeros_like(weight_EFD)
     for e, rows in _groups(counts_E):
         torch.mm(grad_SF[rows], weight_EFD[e], out=grad_x[rows])
@@ -155,6 +168,17 @@ _grouped_linear.register_autograd(
     lambda ctx, grad: (*_grouped_linear_backward(grad.contiguous(), *ctx.saved_tensors), None),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
 )
+
+
+def _fits_grouped_mm(x_SD: Tensor, weight_EFD: Tensor) -> bool:
+    """Whether torch has one product for all groups: at most fp32, rows of multiples of 16 bytes."""
+    if x_SD.dtype == torch.float64 or x_SD.shape[0] == 0:
+        return False
+    return all(width * x_SD.itemsize % 16 == 0 for width in weight_EFD.shape[1:])
+
+
+def _ends(counts_E: Tensor) -> Tensor:
+    return counts_E.cumsum(0).to(torch.int32)
 
 
 def _groups(counts_E: Tensor) -> list[tuple[int, slice]]:

@@ -26,7 +26,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
@@ -35,7 +34,8 @@ from ...errors import UserError
 from .folders import folder_name, folder_step, publish, remove, temporary_name, tidy
 from .index import StoredTensor, read_index
 from .manifest import Manifest, read_manifest, write_manifest
-from .staging import LocalPlanner, Staging, local_part
+from .planning import PartLoadPlanner, PartSavePlanner
+from .staging import Staging, local_part
 from .storage import RankFileReader, RankFileWriter
 
 __all__ = ["Checkpoint", "CheckpointError", "Checkpoints"]
@@ -96,7 +96,7 @@ class Checkpoint:
                 raise ValueError(f"{name!r} is on the meta device and cannot be filled; materialise it first")
         self._check_fits(tensors, partial)
         reader = RankFileReader(self.path, self.tensors)
-        planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        planner = PartLoadPlanner()
         _silence_single_process_warning()
         try:
             with torch.no_grad():
@@ -277,7 +277,7 @@ class Checkpoints:
                 dcp.save(
                     tensors,
                     storage_writer=writer,
-                    planner=LocalPlanner(local),
+                    planner=PartSavePlanner(local),
                     process_group=self._group,
                     no_dist=self._group is None,
                 )

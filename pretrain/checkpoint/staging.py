@@ -4,13 +4,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.tensor import DTensor
 
 from .index import DTYPES
 
-__all__ = ["LocalPlanner", "Staging", "local_part"]
+__all__ = ["Staging", "local_part"]
 
 
 def local_part(name: str, tensor: Tensor) -> Tensor:
@@ -28,17 +26,6 @@ def local_part(name: str, tensor: Tensor) -> Tensor:
             f"it must be dense, hold data and have a dtype of {', '.join(DTYPES)}"
         )
     return local
-
-
-class LocalPlanner(DefaultSavePlanner):
-    """Plans by the tensors of all ranks, and takes the bytes from this rank's parts, staged or live."""
-
-    def __init__(self, local: Mapping[str, Tensor]) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._local = local
-
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
-        return self._local[write_item.index.fqn]
 
 
 class Staging:

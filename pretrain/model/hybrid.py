@@ -19,7 +19,7 @@ from .layers import Cache, Kept, Linear, Mixer, Packing, Report, RMSNorm
 from .mamba2 import Mamba2
 from .mlp import MLP
 from .moe import MoE, Router
-from .parameters import Normal, Rule, declare, initialize, tp_dims
+from .parameters import Normal, Rule, declare, declared_splits, initialize
 
 __all__ = ["Hybrid", "Layer", "build_model"]
 
@@ -218,7 +218,7 @@ def build_model(
     with torch.device("meta"):
         model = Hybrid(config, mesh, activation_checkpointing=activation_checkpointing)
     model = model.to(dtype)
-    place_parameters(model, tp_dims(model), model.mesh)
+    place_parameters(model, declared_splits(model), model.mesh)
     if shard is not None:
         shard(model)
     model = model.to_empty(device=device)

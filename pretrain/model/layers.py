@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.normalization import rms_norm
+from ...parallel.experts import Dispatch
 from ...parallel.halo import KeptHalo
 from ...parallel.mesh import Mesh
 from ...parallel.placements import local
@@ -91,6 +92,11 @@ class Kept:
     def __init__(self, mesh: Mesh) -> None:
         self.exchange = StateExchange(mesh) if mesh.sp.size > 1 else None
         self.halo = KeptHalo()
+        self.choice_BLK: Tensor | None = None
+        """Each token's experts: rounding must not change them under what was sent already."""
+        self.chosen_BE: Tensor | None = None
+        """How often each sequence chose each expert, over all ranks."""
+        self.dispatch: Dispatch | None = None
 
 
 class Cache:

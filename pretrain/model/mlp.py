@@ -25,11 +25,14 @@ class MLP(Mixer):
         self.down_proj = Linear(d_ff, d_model, Normal(out_std), tp_dim=1)
 
     def forward(self, x_BLD: Tensor, packing: Packing, kept: Kept) -> tuple[Tensor, Report]:
-        return self.transform(x_BLD), Report()
+        return self.contract(self.expand(x_BLD)), Report()
 
-    def transform(self, x_BLD: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D); also what a shared expert does."""
+    def expand(self, x_BLD: Tensor) -> Tensor:
+        """(B, L, D) to this rank's hidden channels (B, tp L, F / tp)."""
         x = all_gather(x_BLD, self.mesh.tp, dim=1)
         up = self.up_proj(x)
-        hidden = squared_relu(up) if self.gate_proj is None else swiglu(self.gate_proj(x), up)
-        return reduce_scatter(self.down_proj(hidden), self.mesh.tp, dim=1)
+        return squared_relu(up) if self.gate_proj is None else swiglu(self.gate_proj(x), up)
+
+    def contract(self, hidden_BLF: Tensor) -> Tensor:
+        """The hidden channels of all ranks to (B, L, D)."""
+        return reduce_scatter(self.down_proj(hidden_BLF), self.mesh.tp, dim=1)

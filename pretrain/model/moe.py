@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.activation import squared_relu, swiglu
-from ...kernels.experts import Routing, combine, dispatch, grouped_linear, sort_by_expert
+from ...kernels.experts import combine, grouped_linear
 from ...parallel.collectives import sum_in_place
+from ...parallel.experts import Dispatch
 from ...parallel.mesh import Mesh
 from ...parallel.placements import local
 from ..config import MoEConfig
@@ -46,7 +47,7 @@ class Router(nn.Module):
         self.register_buffer("correction_bias", torch.zeros(config.num_experts))
         self.register_buffer("counts", torch.zeros(config.num_experts), persistent=False)
 
-    def forward(self, x_BLD: Tensor, length: int) -> Choice:
+    def forward(self, x_BLD: Tensor, length: int, kept: Kept) -> Choice:
         """Choose by score plus bias, weigh by score alone.
 
         Args:
@@ -56,18 +57,34 @@ class Router(nn.Module):
         config = self.config
         logits = F.linear(exact(x_BLD), exact(local(self.weight)))
         scores = logits.sigmoid() if config.score == "sigmoid" else logits.softmax(-1)
-        expert = (scores.detach() + self.correction_bias).topk(config.top_k, dim=-1).indices
+        if kept.choice_BLK is None:
+            kept.choice_BLK = self._choose(scores.detach() + self.correction_bias)
+        expert = kept.choice_BLK
         weight = scores.gather(-1, expert)
         if config.norm_top_k:
             weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
         losses = {}
         if config.aux_loss:
-            losses["aux_loss"] = config.aux_loss * self._balance_loss(scores, expert, length)
+            losses["aux_loss"] = config.aux_loss * self._balance_loss(scores, expert, length, kept)
         if config.z_loss:
             losses["router_z_loss"] = config.z_loss * logits.logsumexp(-1).square().sum()
         return Choice(expert.flatten(0, 1), (weight * config.scaling).flatten(0, 1), losses)
 
-    def _balance_loss(self, scores_BLE: Tensor, expert_BLK: Tensor, length: int) -> Tensor:
+    def _choose(self, merit_BLE: Tensor) -> Tensor:
+        """The best experts (B, L, K), of the best groups where there are several.
+
+        A group's merit is that of its two best experts together (arXiv 2412.19437, section 2.1.2).
+        """
+        config = self.config
+        if config.top_k_groups < config.num_groups:
+            merit_BLGe = merit_BLE.unflatten(-1, (config.num_groups, -1))
+            best = merit_BLGe.topk(min(2, merit_BLGe.shape[-1]), dim=-1).values.sum(-1)
+            groups = best.topk(config.top_k_groups, dim=-1).indices
+            others = torch.ones_like(best, dtype=torch.bool).scatter(-1, groups, False)
+            merit_BLE = merit_BLGe.masked_fill(others[..., None], -torch.inf).flatten(-2)
+        return merit_BLE.topk(config.top_k, dim=-1).indices
+
+    def _balance_loss(self, scores_BLE: Tensor, expert_BLK: Tensor, length: int, kept: Kept) -> Tensor:
         """``sum over sequences of sum_e f_e p_e``, 1 a sequence when balanced; this rank's share of it.
 
         f_e is the share of the sequence's choices that fell on expert e, times E; p_e its mean share
@@ -75,9 +92,10 @@ class Router(nn.Module):
         over tokens, and each rank adds its own.
         """
         experts = scores_BLE.shape[-1]
-        chosen = F.one_hot(expert_BLK, experts).sum((1, 2)).to(scores_BLE.dtype)
-        chosen = sum_in_place(chosen, self.mesh.axes["tokens"])
-        fraction = chosen * (experts / (length * self.config.top_k))
+        if kept.chosen_BE is None:
+            chosen = F.one_hot(expert_BLK, experts).sum((1, 2)).to(scores_BLE.dtype)
+            kept.chosen_BE = sum_in_place(chosen, self.mesh.axes["tokens"])
+        fraction = kept.chosen_BE * (experts / (length * self.config.top_k))
         share = (scores_BLE / scores_BLE.sum(-1, keepdim=True)).sum(1) / length
         return (fraction * share).sum()
 
@@ -101,31 +119,38 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """Routed experts; their matrices are (E, out, in)."""
+    """Routed experts, of which each rank of ep has some; their matrices are (E, out, in)."""
 
     def __init__(self, width: int, config: MoEConfig, std: float, out_std: float) -> None:
         super().__init__()
         shape = (config.num_experts, config.d_expert, width)
-        self.up_proj = declare(self, "up_proj", shape, Normal(std))
+        self.up_proj = declare(self, "up_proj", shape, Normal(std), ep_dim=0)
         self.gate_proj = (
-            declare(self, "gate_proj", shape, Normal(std)) if config.activation == "swiglu" else None
+            declare(self, "gate_proj", shape, Normal(std), ep_dim=0)
+            if config.activation == "swiglu"
+            else None
         )
-        self.down_proj = declare(
-            self, "down_proj", (config.num_experts, width, config.d_expert), Normal(out_std)
-        )
+        shape = (config.num_experts, width, config.d_expert)
+        self.down_proj = declare(self, "down_proj", shape, Normal(out_std), ep_dim=0)
 
-    def forward(self, x_SW: Tensor, routing: Routing) -> Tensor:
-        up = grouped_linear(x_SW, local(self.up_proj).to(x_SW.dtype), routing)
+    def forward(self, x_SW: Tensor, counts_E: Tensor) -> Tensor:
+        """
+        Args:
+            x_SW: rows, sorted by expert.
+            counts_E: rows of each expert of this rank.
+        """
+        up = grouped_linear(x_SW, local(self.up_proj).to(x_SW.dtype), counts_E)
         if self.gate_proj is None:
             hidden = squared_relu(up)
         else:
-            hidden = swiglu(grouped_linear(x_SW, local(self.gate_proj).to(x_SW.dtype), routing), up)
-        return grouped_linear(hidden, local(self.down_proj).to(x_SW.dtype), routing)
+            hidden = swiglu(grouped_linear(x_SW, local(self.gate_proj).to(x_SW.dtype), counts_E), up)
+        return grouped_linear(hidden, local(self.down_proj).to(x_SW.dtype), counts_E)
 
 
 class MoE(Mixer):
-    """Its tokens need not see each other: experts work on the tokens that a rank has anyway, and every rank
-    of tp holds all of them. The shared expert is an MLP, cut as those are."""
+    """Its tokens need not see each other: they leave for their experts' ranks from where the stream has cut
+    them. The shared expert is an MLP, cut over tp as those are; it is computed while tokens travel, its
+    first half on the way out and its second on the way back."""
 
     def __init__(self, d_model: int, config: MoEConfig, std: float, out_std: float, mesh: Mesh) -> None:
         super().__init__()
@@ -143,19 +168,23 @@ class MoE(Mixer):
     def forward(self, x_BLD: Tensor, packing: Packing, kept: Kept) -> tuple[Tensor, Report]:
         rows, tokens, length = self._real(x_BLD, packing)
         real_BLD = x_BLD[:rows, :tokens]
-        choice = self.router(real_BLD, length)
-        x_TD = real_BLD.flatten(0, 1)
-        routing = sort_by_expert(choice.expert_TK, self.config.num_experts)
-        inside = x_TD if self.latent_in_proj is None else self.latent_in_proj(x_TD)
-        outside = combine(self.experts(dispatch(inside, routing), routing), choice.weight_TK, routing)
+        choice = self.router(real_BLD, length, kept)
+        if kept.dispatch is None:
+            kept.dispatch = Dispatch(choice.expert_TK, self.config.num_experts, self.mesh)
+        way, x_TD = kept.dispatch, real_BLD.flatten(0, 1)
+        arrival = way.to_experts(x_TD if self.latent_in_proj is None else self.latent_in_proj(x_TD))
+        hidden = self.shared.expand(x_BLD) if self.shared is not None else None
+        returned = way.to_tokens(self.experts(*arrival()))
+        shared = self.shared.contract(hidden) if self.shared is not None and hidden is not None else None
+        outside = combine(returned(), choice.weight_TK, way.routing)
         if self.latent_out_proj is not None:
             outside = self.latent_out_proj(outside)
         y_BLD = outside.unflatten(0, (rows, tokens))
         if real_BLD.shape != x_BLD.shape:
             y_BLD = F.pad(y_BLD, (0, 0, 0, x_BLD.shape[1] - tokens, 0, x_BLD.shape[0] - rows))
-        if self.shared is not None:
-            y_BLD = y_BLD + self.shared.transform(x_BLD)
-        return y_BLD, Report(choice.losses, routing.counts_E)
+        if shared is not None:
+            y_BLD = y_BLD + shared
+        return y_BLD, Report(choice.losses, way.routing.counts_E)
 
     def _real(self, x_BLD: Tensor, packing: Packing) -> tuple[int, int, int]:
         """Of this rank's rows and tokens those that are no padding, and the tokens of a whole sequence."""

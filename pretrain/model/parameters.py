@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ...parallel.placements import local, part
+from ...parallel.placements import Split, local, part
 
 __all__ = [
     "Constant",
@@ -23,8 +23,8 @@ __all__ = [
     "Rule",
     "Uniform",
     "declare",
+    "declared_splits",
     "initialize",
-    "tp_dims",
 ]
 
 
@@ -86,29 +86,37 @@ class LogUniformStep:
 
 
 def declare(
-    module: nn.Module, name: str, shape: tuple[int, ...], rule: Rule, *, tp_dim: int | None = None
+    module: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    rule: Rule,
+    *,
+    tp_dim: int | None = None,
+    ep_dim: int | None = None,
 ) -> nn.Parameter:
     """Register an uninitialised parameter of `module`, with its rule and its placement beside it.
 
     Args:
         shape: of the whole parameter, over all ranks.
         tp_dim: the dim that tensor parallelism cuts; None where each rank holds the whole.
+        ep_dim: the dim that expert parallelism cuts, of an expert's parameter; tensor parallelism does
+            not know it.
     """
     parameter = nn.Parameter(torch.empty(shape))
     module.register_parameter(name, parameter)
     rules: dict[str, Rule] = module.__dict__.setdefault("initial_rules", {})
     rules[name] = rule
-    dims: dict[str, int | None] = module.__dict__.setdefault("tp_dims", {})
-    dims[name] = tp_dim
+    splits: dict[str, Split] = module.__dict__.setdefault("splits", {})
+    splits[name] = Split("tp", tp_dim) if ep_dim is None else Split("ep", ep_dim)
     return parameter
 
 
-def tp_dims(model: nn.Module) -> dict[str, int | None]:
-    """The dim that tensor parallelism cuts, for every declared parameter of `model` by its name."""
+def declared_splits(model: nn.Module) -> dict[str, Split]:
+    """How every declared parameter of `model` is cut, by its name."""
     return {
-        f"{path}.{name}" if path else name: dim
+        f"{path}.{name}" if path else name: split
         for path, module in model.named_modules()
-        for name, dim in module.__dict__.get("tp_dims", {}).items()
+        for name, split in module.__dict__.get("splits", {}).items()
     }
 
 

@@ -29,8 +29,8 @@ def choices(kind):
 
 def sorted_experts(x, expert, weight, up, down):
     routing = sort_by_expert(expert, EXPERTS)
-    hidden = torch.tanh(grouped_linear(dispatch(x, routing), up, routing))
-    return combine(grouped_linear(hidden, down, routing), weight, routing)
+    hidden = torch.tanh(grouped_linear(dispatch(x, routing), up, routing.counts_E))
+    return combine(grouped_linear(hidden, down, routing.counts_E), weight, routing)
 
 
 @pytest.mark.parametrize("kind", ["spread", "one hot expert"])

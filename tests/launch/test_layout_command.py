@@ -132,7 +132,7 @@ def test_every_token_and_parameter_is_held_as_often_as_it_should_be(tiny):
     assert {len(h.stream) + h.padding for h in holdings} == {8}
     model = parts._model
     whole = sum(p.numel() for p in model.parameters()) * 4
-    replicated = sum(p.numel() for name, p in model.named_parameters() if parts._dims[name] is None) * 4
+    replicated = sum(p.numel() for name, p in model.named_parameters() if parts._splits[name].dim is None) * 4
     assert replicated < whole
     # Each of two copies holds all once, and what tp does not cut once more.
     assert sum(h.parameter_bytes for h in holdings) == 2 * (whole + replicated)

@@ -42,7 +42,7 @@ def tree(corpus) -> Callable[..., Tree]:
               mamba: {{num_heads: 8, head_dim: 8, d_state: 8, num_groups: 4, chunk_size: 16}}
               attention: {{num_heads: 8, num_kv_heads: 2, head_dim: 8, qk_norm: true, rope_theta: 10000.0}}
               mlp: {{d_ff: 48, activation: swiglu}}
-              moe: {{num_experts: 4, top_k: 2, d_expert: 24, d_shared: 16, scaling: 1.5, aux_loss: 0.01,
+              moe: {{num_experts: 8, top_k: 2, d_expert: 24, d_shared: 16, scaling: 1.5, aux_loss: 0.01,
                      z_loss: 0.001}}
             data: {{blend: {{{corpus / "train"}: 1.0}}, validation: {corpus / "validation"}, seq_len: 250}}
             train: {{steps: 20, batch_size: 5, dtype: float64, z_loss: 0.0001}}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["EXCHANGES", "LAYOUTS", "PRODUCTS", "Layout", "name"]
+__all__ = ["EXCHANGES", "EXPERTS", "LAYOUTS", "PRODUCTS", "Layout", "name"]
 
 Layout = dict[str, Any]
 
@@ -23,6 +23,24 @@ PRODUCTS: list[Layout] = [
     {"dp_shard": 2, "sp": 2},
     {"dp_shard": 2, "tp": 2},
     {"dp_replicate": 2, "sp": 2, "tp": 2},
+]
+
+EXPERTS: list[Layout] = [
+    {"dp_shard": 2, "ep": 2},
+    {"sp": 2, "ep": 2},
+    {"tp": 2, "ep": 2},
+    {"sp": 4, "ep": 4},
+    {"tp": 4, "ep": 2},
+    {"sp": 2, "tp": 2, "ep": 4},
+    {"dp_shard": 2, "tp": 2, "ep": 2},
+    {"dp_shard": 2, "tp": 2, "ep": 4},
+    {"dp_replicate": 2, "sp": 2, "ep": 2},
+    {"dp_replicate": 2, "dp_shard": 2, "sp": 2, "ep": 2},
+    {"dp_replicate": 2, "dp_shard": 2, "sp": 2, "ep": 4},
+    {"dp_shard": 2, "sp": 2, "tp": 2, "ep": 8},
+    # Three ranks have the same experts, and three divide neither these nor the vocabulary's rows.
+    {"sp": 3, "tp": 2, "ep": 2},
+    {"sp": 3, "tp": 2},
 ]
 
 

@@ -27,7 +27,10 @@ def layouts(draw, ranks):
         if left % factor == 0 and left > 1:
             sizes[draw(st.sampled_from(AXES))] *= factor
             left //= factor
+    replica = ranks // sizes["dp_replicate"]
     return sizes | {
+        "ep": draw(st.sampled_from([n for n in range(1, replica + 1) if replica % n == 0])),
+        "keep_dispatched": draw(st.booleans()),
         "state_exchange": draw(st.sampled_from((*EXCHANGES, "auto"))),
         "fold_queries": draw(st.booleans()),
     }
@@ -46,7 +49,7 @@ def cases(draw, numbers):
     ranks = draw(st.sampled_from(numbers))
     length, rows = draw(st.integers(2, 70)), draw(st.integers(1, 5))
     heads = draw(st.sampled_from((4, 8)))
-    experts = draw(st.integers(2, 5))
+    groups, experts = draw(st.sampled_from(((1, 2), (1, 3), (1, 4), (1, 5), (2, 6), (2, 8), (4, 8))))
     changes = {
         "model.pattern": draw(st.text("M*-E", min_size=1, max_size=3)),
         "model.d_model": draw(st.sampled_from((8, 12))),
@@ -63,6 +66,8 @@ def cases(draw, numbers):
         "model.attention.head_dim": 4,
         "model.attention.qk_norm": draw(st.booleans()),
         "model.moe.num_experts": experts,
+        "model.moe.num_groups": groups,
+        "model.moe.top_k_groups": draw(st.integers(1, groups)),
         "model.moe.top_k": draw(st.integers(1, experts)),
         "model.moe.d_shared": draw(st.sampled_from((0, 8))),
         "data.seq_len": length,

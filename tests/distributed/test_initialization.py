@@ -27,6 +27,10 @@ SIZES = {
         {"dp_shard": 2, "tp": 2},
         {"dp_replicate": 2, "dp_shard": 2},
         {"sp": 2, "tp": 2},
+        {"sp": 2, "ep": 2},
+        {"sp": 2, "tp": 2, "ep": 2},
+        {"dp_replicate": 2, "tp": 2, "ep": 2},
+        {"sp": 3, "tp": 2, "ep": 2},
     ],
     ids=name,
 )
@@ -47,7 +51,7 @@ def test_parameters_begin_as_on_one_rank(ranks, one_rank, tree, layout, dtype):
 
 
 @pytest.mark.parametrize(
-    "layout", [{"tp": 2}, {"dp_shard": 2}, {"dp_shard": 2, "tp": 2}, {"dp_shard": 2, "sp": 2}], ids=name
+    "layout", [{"tp": 2}, {"dp_shard": 2}, {"dp_shard": 2, "tp": 2}, {"sp": 4, "ep": 2}], ids=name
 )
 def test_no_rank_allocates_a_whole_parameter(ranks, tree, layout):
     for rank in ranks("initial", tree(SIZES, **layout)):

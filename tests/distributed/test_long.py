@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from agreement import assert_same_steps, differences
-from layouts import LAYOUTS, PRODUCTS, name
+from layouts import EXPERTS, LAYOUTS, PRODUCTS, name
 
 pytestmark = pytest.mark.long
 
@@ -21,6 +21,7 @@ STEPS = 20
 ALL = [
     *LAYOUTS,
     *PRODUCTS,
+    *EXPERTS,
     {"dp_replicate": 2, "dp_shard": 2, "sp": 2},
     {"dp_shard": 2, "sp": 2, "tp": 2},
 ]

@@ -92,6 +92,46 @@ def test_recomputation_is_seen(ranks, tree):
         assert entries(rank, "all_gather", axis="tp", layer=0, direction="recompute")
 
 
+EXPERTS = {
+    "model.pattern": "ME",
+    "model.moe.latent_dim": 16,
+    "train.batch_size": 2,
+    "train.micro_batch_size": 1,
+}
+ROWS = ("dispatch", "combine")
+
+
+@pytest.mark.parametrize("layout", [{"sp": 2, "ep": 2}, {"sp": 2, "tp": 2, "ep": 4}], ids=str)
+def test_projections_hide_tokens_on_their_way_to_experts_and_back(ranks, tree, layout):
+    hidden_by = {
+        "expert_counts": "latent_in_proj",
+        "dispatch": "shared.up_proj",
+        "combine": "shared.down_proj",
+    }
+    for rank in ranks("events", tree(EXPERTS, **layout)):
+        for direction in ("forward", "backward"):
+            for kind, label in hidden_by.items():
+                if kind == "expert_counts" and direction == "backward":
+                    continue
+                sent = entries(rank, kind, layer=1, direction=direction)
+                begins = marks(rank, f"1.{label} begins", direction)
+                ends = marks(rank, f"1.{label} ends", direction)
+                assert len(sent) == len(begins) == len(ends) == rank["micro_batches"]
+                for entry, begin, end in zip(sent, begins, ends, strict=True):
+                    assert entry["launched"] < begin < end < entry["waited"]
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_recomputed_layer_sends_no_counts_again_and_rows_if_it_did_not_keep_them(ranks, tree, keeps):
+    config = tree(EXPERTS | {"train.activation_checkpointing": True}, sp=2, ep=2, keep_dispatched=keeps)
+    for rank in ranks("events", config):
+        times = rank["micro_batches"]
+        sent = Counter((e["kind"], e["direction"]) for e in entries(rank, "expert_counts", *ROWS, layer=1))
+        again = {} if keeps else {(kind, "recompute"): times for kind in ROWS}
+        there_and_back = {(kind, d): times for kind in ROWS for d in ("forward", "backward")}
+        assert sent == {("expert_counts", "forward"): times} | there_and_back | again
+
+
 def test_gradients_are_reduced_in_the_last_micro_batch_only(ranks, tree):
     changes = {"train.batch_size": 8, "train.micro_batch_size": 2}
     for rank in ranks("events", tree(changes, dp_replicate=2, dp_shard=2)):
@@ -103,9 +143,8 @@ def test_gradients_are_reduced_in_the_last_micro_batch_only(ranks, tree):
         assert rank["micro_batches"] == 2
         (last,) = marks(rank, "backward 1", "forward")
         reduced, summed = entries(rank, "fsdp_reduce_scatter"), entries(rank, "fsdp_all_reduce")
-        # A unit a layer, one for the embedding, one for the rest.
-        assert len(reduced) == len(rank["layers"]) + 2
-        assert {e["axis"] for e in reduced} == {"fsdp"}
+        # A unit a layer and one for its experts, one for the embedding, one for the rest.
+        assert Counter(e["axis"] for e in reduced) == {"fsdp": len(rank["layers"]) + 2, "efsdp": 1}
         assert min(e["launched"] for e in reduced) > last
         assert len(summed) == len(reduced)
         assert {e["axis"] for e in summed} == {"dp_replicate"}

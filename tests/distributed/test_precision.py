@@ -1,6 +1,7 @@
 """The precision contract, read off a live step in bf16 (docs/parallelism.md)."""
 
 import fnmatch
+import math
 
 import pytest
 import torch
@@ -31,7 +32,16 @@ CONTRACT = {
 
 
 @pytest.mark.parametrize(
-    "layout", [{"dp_shard": 2}, {"tp": 2}, {"dp_replicate": 2, "dp_shard": 2}, {"sp": 2, "tp": 2}], ids=name
+    "layout",
+    [
+        {"dp_shard": 2},
+        {"tp": 2},
+        {"dp_replicate": 2, "dp_shard": 2},
+        {"sp": 2, "tp": 2},
+        {"tp": 2, "ep": 2},
+        {"sp": 2, "tp": 2, "ep": 2},
+    ],
+    ids=name,
 )
 def test_the_contract_in_a_live_step(ranks, tree, layout):
     # Widths of which no two are alike, so that a shape names the product's weight.
@@ -46,14 +56,17 @@ def test_the_contract_in_a_live_step(ranks, tree, layout):
         "model.moe.latent_dim": 28,
         "model.mlp.d_ff": 56,
     }
-    sharded = layout != {"tp": 2}
+    ep = layout.get("ep", 1)
+    ranks_a_copy = math.prod(size for axis, size in layout.items() if axis not in ("dp_replicate", "ep"))
+    fsdp, efsdp = ranks_a_copy > layout.get("tp", 1), ranks_a_copy > ep
     used = set()
     for rank in ranks("precision", tree(changes, **layout)):
-        assert rank["reduced"] == ({FP32} if sharded else set())
+        assert rank["reduced"] == ({FP32} if fsdp or efsdp else set())
         for parameter, stored in rank["stored"].items():
             kind = next(kind for kind in CONTRACT if fnmatch.fnmatchcase(parameter, kind))
             used.add(kind)
             gathered, multiplied = CONTRACT[kind]
+            sharded = efsdp if ".experts." in parameter else fsdp
             # Without FSDP nothing is gathered, and what is multiplied is cast where it is.
             assert rank["gathered"][parameter] == (gathered if sharded else FP32), parameter
             assert stored == rank["gradient"][parameter] == FP32, parameter

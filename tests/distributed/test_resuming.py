@@ -8,6 +8,9 @@ from agreement import differences
 from layouts import name
 
 SAVED = {"dp_shard": 2, "sp": 2}
+EXPERTS_APART = {"sp": 2, "tp": 2, "ep": 4}
+UNEVEN = {"sp": 3, "tp": 2, "ep": 2}
+"""Ranks that do not divide what tp leaves of the vocabulary."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,9 @@ def cut_back(folder, target):
     assert [path.name for path in (target / "checkpoints").glob("step-*")] == ["step-00000002"]
 
 
-@pytest.mark.parametrize("layout", [SAVED, {"sp": 2, "tp": 2}, {"dp_replicate": 2, "dp_shard": 2}], ids=name)
+@pytest.mark.parametrize(
+    "layout", [SAVED, {"sp": 2, "tp": 2, "ep": 4}, {"dp_replicate": 2, "dp_shard": 2, "ep": 2}], ids=name
+)
 def test_the_same_layout_goes_on_bit_for_bit(ranks, tree, whole_runs, tmp_path, layout):
     folder, undisturbed = whole_runs(layout)
     cut_back(folder, tmp_path / "run")
@@ -50,7 +55,11 @@ def test_the_same_layout_goes_on_bit_for_bit(ranks, tree, whole_runs, tmp_path, 
             assert torch.equal(again["parts"][full_name][1], values), full_name
 
 
-@pytest.mark.parametrize("layout", [{"tp": 4}, {"sp": 4}, {"sp": 2, "tp": 2}, {"sp": 3}], ids=name)
+@pytest.mark.parametrize(
+    "layout",
+    [{"tp": 4}, {"sp": 4}, {"sp": 2, "tp": 2, "ep": 2}, {"sp": 3}, {"sp": 3, "tp": 2, "ep": 2}],
+    ids=name,
+)
 def test_another_layout_goes_on_with_the_same_numbers(ranks, tree, whole_runs, tmp_path, layout):
     folder, undisturbed = whole_runs(SAVED)
     cut_back(folder, tmp_path / "run")
@@ -58,7 +67,9 @@ def test_another_layout_goes_on_with_the_same_numbers(ranks, tree, whole_runs, t
         assert_goes_on(rank, undisturbed[0])
 
 
-@pytest.mark.parametrize("layout", [SAVED, {"sp": 2, "tp": 2}], ids=name)
+@pytest.mark.parametrize(
+    "layout", [SAVED, {"sp": 2, "tp": 2, "ep": 4}, {"sp": 3, "tp": 2, "ep": 2}], ids=name
+)
 def test_one_rank_goes_on_with_the_same_numbers(one_rank, tree, whole_runs, tmp_path, layout):
     folder, undisturbed = whole_runs(layout)
     cut_back(folder, tmp_path / "run")

@@ -2,7 +2,7 @@
 
 import pytest
 from agreement import assert_same_steps
-from layouts import LAYOUTS, PRODUCTS, name
+from layouts import EXPERTS, LAYOUTS, PRODUCTS, name
 
 from plait.data.mixture import Plan, open_blend
 from plait.data.window import batch
@@ -13,7 +13,7 @@ TOLERANCE = 1e-9
 STEPS = 3
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *EXPERTS], ids=name)
 def test_three_steps(ranks, one_rank, tree, layout):
     config = tree(**layout)
     assert_same_steps(

@@ -48,6 +48,39 @@ def test_agrees_with_one_expert_after_another(kind):
         torch.testing.assert_close(a, e, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["spread", "one hot expert", "none"])
+def test_one_product_for_all_experts_agrees_with_a_product_each(dtype, kind, monkeypatch):
+    """torch's grouped product, where the widths allow it; experts without rows have gradients of zero."""
+    counts = {"spread": [3, 0, 9, 1, 24], "one hot expert": [0, 0, 37, 0, 0], "none": [0] * 5}[kind]
+    products, grouped_mm = [], torch.nn.functional.grouped_mm
+
+    def counted(*arguments, **options):
+        products.append(arguments)
+        return grouped_mm(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", counted)
+    x = torch.randn(sum(counts), 16, dtype=dtype, requires_grad=True)
+    weight = torch.randn(5, 24, 16, dtype=dtype, requires_grad=True)
+    actual = grouped_linear(x, weight, torch.tensor(counts))
+    grad = torch.randn_like(actual)
+    grads = torch.autograd.grad(actual, (x, weight), grad)
+    assert len(products) == (0 if kind == "none" else 3)
+    expected = torch.cat([rows @ w.T for rows, w in zip(x.split(counts), weight, strict=True)])
+    wanted = torch.autograd.grad(expected, (x, weight), grad)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for a, e in zip((actual, *grads), (expected, *wanted), strict=True):
+        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance)
+
+
+def test_odd_widths_and_float64_go_without_it(monkeypatch):
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", None)
+    counts = torch.tensor([2, 3])
+    for dtype, width in ((torch.float64, 16), (torch.float32, 6), (torch.bfloat16, 12)):
+        weight = torch.randn(2, width, width, dtype=dtype)
+        assert grouped_linear(torch.randn(5, width, dtype=dtype), weight, counts).shape == (5, width)
+
+
 def test_counts_and_order_are_those_of_a_stable_sort():
     expert = choices("spread")
     routing = sort_by_expert(expert, EXPERTS)

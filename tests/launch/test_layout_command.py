@@ -25,6 +25,8 @@ CASES = {
     "scan": {"parallel": {"sp": 2, "state_exchange": "scan", "fold_queries": False}},
     "tp": {"parallel": {"tp": 2}, "model": {"mamba": {"num_groups": 1}}, "train": {"micro_batch_size": 4}},
     "dp_shard": {"parallel": {"dp_shard": 2}, "train": {"batch_size": 5, "dtype": "float64"}},
+    "ep": {"parallel": {"sp": 2, "ep": 2}},
+    "ep_tp": {"parallel": {"tp": 2, "ep": 2}, "train": {"dtype": "bfloat16"}},
     "dp_replicate": {"parallel": {"dp_replicate": 2}, "model": {"tie_embeddings": True}},
 }
 """All on two ranks, with a vocabulary and a length that two do not divide."""
@@ -100,7 +102,12 @@ def test_two_ranks_hold_and_send_what_is_said_of_them(cases, tmp_path):
             assert found["sequences"] == [len(holding.sequences), len(holding.tokens)], (name, rank)
         ledger = measured[0][name]["ledger"]
         for index, letter in enumerate(parts.config.model.layers):
-            assert +sent(ledger, index, "forward") == said(layer_messages(parts, letter)), (name, letter)
+            found, expected = sent(ledger, index, "forward"), said(layer_messages(parts, letter))
+            # Where tokens go is not known before; what is said is the even share.
+            for kind in ("dispatch", "combine"):
+                actual, even = found.pop(("ep", kind), 0), expected.pop(("ep", kind), 0)
+                assert 0.5 * even <= actual <= 2 * even, (name, kind)
+            assert +found == expected, (name, letter)
         units = [e for e in ledger if e["kind"] == "fsdp_all_gather" and e["direction"] == "forward"]
         assert sum(e["sent"] for e in units) == sum(unit.gather_sent for unit in parts.units), name
         reduced = [e for e in ledger if e["kind"] == "fsdp_reduce_scatter"]

@@ -11,11 +11,15 @@ from plait.parallel.mesh import Mesh
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.loss import compute_loss
 from plait.pretrain.model.mamba2 import Mamba2
+from plait.pretrain.model.moe import MoE
 from plait.pretrain.optimizer import clip_gradients
 from plait.pretrain.trainer import Trainer
 
-MARKED = ("x_proj", "b_proj", "z_proj", "c_proj")
-"""Projections of an M layer, in the order of a forward."""
+MARKED = {
+    Mamba2: ("x_proj", "b_proj", "z_proj", "c_proj"),
+    MoE: ("latent_in_proj", "shared.up_proj", "shared.down_proj"),
+}
+"""Projections of a layer, in the order of a forward."""
 
 
 def run(tree: dict[str, Any]) -> dict[str, Any]:
@@ -25,9 +29,10 @@ def run(tree: dict[str, Any]) -> dict[str, Any]:
     config, model, mesh = trainer.config, trainer.state.model, trainer.mesh
     for index, layer in enumerate(model.layers):
         mixer = layer.get_submodule("mixer")
-        if isinstance(mixer, Mamba2):
-            for name in MARKED:
-                _mark(mixer.get_submodule(name), f"{index}.{name}", mesh)
+        inside = dict(mixer.named_modules())
+        for name in MARKED.get(type(mixer), ()):
+            if name in inside:
+                _mark(inside[name], f"{index}.{name}", mesh)
     with trainer._loader() as loader:
         batch, _ = loader.next()
     counts = trainer._count(batch)

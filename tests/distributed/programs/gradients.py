@@ -1,5 +1,6 @@
 """The gradients of a first step."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,14 +16,20 @@ Part = tuple[tuple[slice, ...], Tensor]
 """Where this rank's part lies in the whole, and the part."""
 
 
-def run(tree: dict[str, Any], masked: list[list[int]]) -> dict[str, Any]:
-    """Loss, gradient norm, number of targets, this rank's own number of them, and its gradients.
+def run(
+    tree: dict[str, Any], masked: Sequence[list[int]] = (), favoured: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Loss, gradient norm, number of targets, this rank's own number of them, its gradients, and the
+    tokens that each expert got over all ranks.
 
     Args:
         masked: [row, end, token, end] of the batch: those are no targets.
+        favoured: experts that every token chooses before others.
     """
     trainer = Trainer(parse_config(tree, "test"))
     config, model, mesh = trainer.config, trainer.state.model, trainer.mesh
+    for router in model.routers:
+        router.correction_bias[list(favoured)] += 100.0
     with trainer._loader() as loader:
         batch, _ = loader.next()
     rows = range(config.train.batch_size)[mesh.rows(config.train.batch_size)]
@@ -44,6 +51,7 @@ def run(tree: dict[str, Any], masked: list[list[int]]) -> dict[str, Any]:
         "own_targets": int((batch["targets"] != -100).sum()),
         "micro_batches": len(micro_batches),
         "gradients": gradients(model),
+        "counts": [counts.tolist() for counts in sum_parts(parts, mesh).counts],
     }
 
 

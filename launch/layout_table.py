@@ -1,5 +1,6 @@
 """What `plait config layout` prints: who holds what, and what is sent, without any rank."""
 
+import itertools
 import math
 
 from rich.console import Console, RenderableType
@@ -70,7 +71,9 @@ def _facts(parts: Parts) -> RenderableType:
         )
         grid.add_row("attention", f"ranks of sp {fold} (parallel.fold_queries)")
     grid.add_row("parameters", _gathering(parts))
-    if parts.mesh.size("fsdp") > 1 and parts.micro_rows < parts.rows:
+    if "E" in letters and parts.ranks > 1:
+        grid.add_row("experts", _experts(parts))
+    if parts.units and parts.micro_rows < parts.rows:
         whole = _size(sum(unit.gradient for unit in parts.units))
         grid.add_row("gradients", f"not cut until the last micro-batch: {whole}")
     return grid
@@ -88,7 +91,7 @@ def _tokens_of_a_rank(parts: Parts) -> str:
 def _gathering(parts: Parts) -> str:
     if parts.mesh.size("fsdp") == 1:
         return "each rank holds its own through the step"
-    *inner, last = parts.units
+    *inner, last = parts.units_over("fsdp")
     layer = max((unit for unit in inner if unit.layer is not None), key=lambda unit: unit.gathered)
     assert layer.layer is not None
     letter = parts.config.model.layers[layer.layer]
@@ -96,6 +99,21 @@ def _gathering(parts: Parts) -> str:
     return (
         f"cut over {_fsdp_axes(parts)}; gathered while it computes: {_size(layer.gathered)} at most "
         f"(layer {layer.layer}, {letter}), and {_size(last.gathered)} all the while (the {stays})"
+    )
+
+
+def _experts(parts: Parts) -> str:
+    moe, mesh = parts.config.model.moe, parts.mesh
+    assert moe is not None
+    here = moe.num_experts // mesh.ep.size
+    sharers = mesh.size("efsdp")
+    held = "all" if mesh.ep.size == 1 else f"{here:,} of {moe.num_experts:,}"
+    if sharers == 1:
+        return f"{held} on a rank, held whole"
+    gathered = max(unit.gathered for unit in parts.units_over("efsdp"))
+    return (
+        f"{held} on a rank; cut over the {sharers:,} ranks that have the same, and gathered while they "
+        f"compute: {_size(gathered)} a layer"
     )
 
 
@@ -117,18 +135,22 @@ def _messages(parts: Parts) -> RenderableType:
     grid.add_row("outside", _sentence(outer_messages(parts)))
     if parts.units:
         grid.add_row("parameters", _of_parameters(parts))
+    messages = itertools.chain.from_iterable(layer_messages(parts, letter) for letter in set(layers))
+    if any(message.even for message in messages):
+        grid.add_row("", "[dim](to experts and back: if all are chosen as often)[/]")
     return grid
 
 
 def _of_parameters(parts: Parts) -> str:
-    gathered = sum(unit.gather_sent for unit in parts.units)
-    reduced = sum(unit.reduce_sent for unit in parts.units)
     said = []
-    if parts.mesh.size("fsdp") > 1:
-        said.append(
-            f"{_fsdp_axes(parts)}: gather {_size(gathered)}, and once a step scatter of the gradients "
-            f"{_size(reduced)}"
-        )
+    for name, axes in (("fsdp", _fsdp_axes(parts)), ("efsdp", "those with the same experts")):
+        if parts.mesh.size(name) > 1 and (units := parts.units_over(name)):
+            gathered, reduced = (
+                sum(getattr(u, which) for u in units) for which in ("gather_sent", "reduce_sent")
+            )
+            said.append(
+                f"{axes}: gather {_size(gathered)}, and once a step scatter of the gradients {_size(reduced)}"
+            )
     if (copies := parts.mesh.sizes["dp_replicate"]) > 1:
         summed = 2 * (copies - 1) * parts.of(0).parameter_bytes // copies
         said.append(f"dp_replicate: once a step sum of the gradients {_size(summed)}")
@@ -151,18 +173,20 @@ def _ranks(parts: Parts, every_rank: bool) -> RenderableType:
     holdings = [parts.of(rank) for rank in shown]
     axes = [axis for axis in AXES if parts.mesh.sizes[axis] > 1]
     tp = parts.mesh.tp.size > 1
+    experts = parts.mesh.ep.size > 1
     padded = parts.config.data.seq_len % parts.mesh.size("tokens") != 0
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     names = {"dp_replicate": "dp_re-\nplicate", "dp_shard": "dp_\nshard"}
     columns = ["rank", *(names.get(axis, axis) for axis in axes), "sequences", "tokens"]
     columns += ["between\nmixers"] if tp else []
     columns += ["pad"] if padded else []
+    columns += ["experts"] if experts else []
     for name in (*columns, "parameters", "AdamW"):
         table.add_column(name, justify="right", no_wrap=True)
     for holding in holdings:
         if cut and holding is holdings[-1]:
             table.add_row("…")
-        table.add_row(*_row(holding, axes, tp, padded))
+        table.add_row(*_row(holding, axes, tp, padded, experts))
     if not cut:
         return table
     grid = Table.grid()
@@ -172,7 +196,7 @@ def _ranks(parts: Parts, every_rank: bool) -> RenderableType:
     return grid
 
 
-def _row(holding: Holding, axes: list[str], tp: bool, padded: bool) -> list[str]:
+def _row(holding: Holding, axes: list[str], tp: bool, padded: bool, experts: bool) -> list[str]:
     return [
         str(holding.rank),
         *(str(holding.places[axis]) for axis in axes),
@@ -180,6 +204,7 @@ def _row(holding: Holding, axes: list[str], tp: bool, padded: bool) -> list[str]
         _span(holding.tokens),
         *([_span(holding.stream)] if tp else []),
         *([str(holding.padding)] if padded else []),
+        *([_span(holding.experts)] if experts else []),
         _size(holding.parameter_bytes),
         _size(holding.optimizer_bytes),
     ]

@@ -28,6 +28,8 @@ class Message:
     what: str
     """As a person would say it."""
     sent: int
+    even: bool = False
+    """Whether the bytes are those of experts that all get as many tokens."""
 
 
 def layer_messages(parts: Parts, letter: str) -> list[Message]:
@@ -105,9 +107,9 @@ def _moe(parts: Parts) -> Iterator[Message]:
     rows = parts.micro_rows * _shard(parts) // mesh.tp.size * config.top_k
     width = (config.latent_dim or parts.config.model.d_model) * parts.compute_dtype.itemsize
     yield Message("ep", "expert_counts", "numbers of rows", (ranks - 1) * config.num_experts // ranks * COUNT)
-    even = rows * (ranks - 1) // ranks * width
-    yield Message("ep", "dispatch", "tokens to their experts, were all experts even", even)
-    yield Message("ep", "combine", "experts' outputs back, were all experts even", even)
+    share = rows * (ranks - 1) // ranks * width
+    yield Message("ep", "dispatch", "tokens to their experts", share, even=True)
+    yield Message("ep", "combine", "their outputs back", share, even=True)
     if config.d_shared:
         yield from _in_and_out(parts, " for the shared expert")
 

@@ -41,6 +41,8 @@ class Holding:
     """Between mixers, where tp cuts the tokens further, padding left out."""
     padding: int
     """Tokens of padding that follow those of `stream`, in each sequence."""
+    experts: range
+    """Of each layer of experts; none where there are none."""
     parameter_bytes: int
     optimizer_bytes: int
 
@@ -97,6 +99,7 @@ class Parts:
     def of(self, rank: int) -> Holding:
         """What a rank holds."""
         mesh, length = self.mesh_of(rank), self.config.data.seq_len
+        moe = self.config.model.moe
         rows = mesh.rows(self.config.train.batch_size)
         part = mesh.shard_length(length) // mesh.tp.size
         first = mesh.place("tokens") * part
@@ -109,6 +112,7 @@ class Parts:
             range(*mesh.tokens(length)),
             stream,
             part - len(stream),
+            range(*shard_range(moe.num_experts, mesh.ep.size, mesh.ep.place)) if moe else range(0),
             parameter_bytes,
             2 * parameter_bytes + STEP_COUNTER * self._kinds.total(),
         )
@@ -130,6 +134,10 @@ class Parts:
         units.append(self._unit(None, last))
         copies = self.mesh.sizes["dp_replicate"]
         return [unit for unit in units if self.mesh.size(unit.axis) * copies > 1]
+
+    def units_over(self, axis: str) -> list[ShardedUnit]:
+        """Those of an axis, fsdp or efsdp."""
+        return [unit for unit in self.units if unit.axis == axis]
 
     def _shard_bytes(self, place: int) -> int:
         """Of the parameters of the rank at a place of dp_shard x sp x tp."""

@@ -21,9 +21,9 @@ STEPS = 20
 ALL = [
     *LAYOUTS,
     *PRODUCTS,
-    *EXPERTS,
     {"dp_replicate": 2, "dp_shard": 2, "sp": 2},
     {"dp_shard": 2, "sp": 2, "tp": 2},
+    *EXPERTS,
 ]
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -39,6 +39,8 @@ MODES = {
 }
 """What is changed in the config, and the bound: float64's on every metric, the others' on `HELD`."""
 
+CASES = [(mode, layout) for mode in MODES for layout in ALL if mode != "float32" or "ep" not in layout]
+
 HELD = ("loss", "grad_norm", "validation_loss")
 
 COLUMNS = ("loss", "grad_norm", "validation_loss", "state_norm", "aux_loss", "max_violation")
@@ -49,12 +51,11 @@ def table():
     """Mode -> layout -> metric -> worst relative difference; written down when all are there."""
     found: dict[str, dict[str, dict[str, float]]] = {mode: {} for mode in MODES}
     yield found
-    if all(len(layouts) == len(ALL) for layouts in found.values()):
+    if sum(map(len, found.values())) == len(CASES):
         write(found)
 
 
-@pytest.mark.parametrize("layout", ALL, ids=name)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "layout"), CASES, ids=[f"{mode}-{name(layout)}" for mode, layout in CASES])
 def test_twenty_steps(ranks, one_rank, tree, table, mode, layout):
     changes, bound = MODES[mode]
     config = tree(changes, **layout)

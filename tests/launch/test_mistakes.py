@@ -94,6 +94,19 @@ OVERRIDES = {
         "model.moe.top_k=5",
         "CONFIG: model.moe.top_k = 5 exceeds model.moe.num_experts = 4; choose at most 4",
     ),
+    "groups that do not divide the experts": (
+        "model.moe.num_groups=3",
+        "CONFIG: model.moe.num_groups = 3 does not divide model.moe.num_experts = 4; choose one of 1, 2, 4",
+    ),
+    "more groups of experts than there are": (
+        "model.moe.top_k_groups=2",
+        "CONFIG: model.moe.top_k_groups = 2 exceeds model.moe.num_groups = 1; choose at most 1",
+    ),
+    "more choices than experts in the groups": (
+        "model.moe.num_groups=4",
+        "CONFIG: model.moe.top_k = 2 exceeds the 1 experts of model.moe.top_k_groups = 1 of 4 groups; "
+        "raise top_k_groups or lower top_k",
+    ),
     "a layout of many ranks": (
         "parallel.tp=2",
         "parallel: tp 2 needs 2 ranks but 1 was started; start 2 ranks with plait launch local or torchrun, "
@@ -104,9 +117,20 @@ OVERRIDES = {
         "CONFIG: parallel.tp = 3 does not divide model.mamba.num_heads = 4; layouts of 3 ranks that work: "
         "sp 3; or dp_shard 3; or dp_replicate 3",
     ),
-    "experts on other ranks": (
+    "experts on more ranks than there are": (
         "parallel.ep=2",
-        "CONFIG: parallel.ep = 2: experts stay on their rank in this version; set parallel.ep = 1",
+        "CONFIG: parallel.ep = 2 does not divide the 1 ranks of dp_shard x sp x tp; "
+        "layouts of 1 ranks that work: one rank",
+    ),
+    "ranks that do not divide the experts": (
+        "parallel={sp: 3, ep: 3}",
+        "CONFIG: parallel.ep = 3 does not divide model.moe.num_experts = 4; layouts of 3 ranks that work: "
+        "sp 3; or dp_shard 3; or dp_replicate 3",
+    ),
+    "ranks of experts where there are none": (
+        ("model.pattern=M*-", "parallel={sp: 2, ep: 2}"),
+        "CONFIG: parallel.ep = 2 but model.pattern = 'M*-' has no experts; layouts of 2 ranks that work: "
+        "sp 2; or tp 2; or dp_shard 2",
     ),
     "a warmup longer than the run": (
         "optim.warmup_steps=100",
@@ -136,9 +160,10 @@ OVERRIDES = {
 @pytest.mark.parametrize("mistake", OVERRIDES)
 def test_a_wrong_override(mistake, plait, config, corpus, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    override, line = OVERRIDES[mistake]
+    overrides, line = OVERRIDES[mistake]
+    overrides = (overrides,) if isinstance(overrides, str) else overrides
     tokens = (corpus / "train.bin").stat().st_size // 2
-    result = plait("train", config, override)
+    result = plait("train", config, *overrides)
     assert_line(result, line.replace("TOKENS", str(tokens)), CONFIG=config, CORPUS=corpus)
 
 

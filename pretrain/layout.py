@@ -78,7 +78,7 @@ def layout_faults(model: "ModelConfig", sizes: Sizes, *, seq_len: int, batch_siz
             yield f"parallel.sp = {sp} leaves a rank without a token of data.seq_len = {seq_len}"
     replica = sizes["dp_shard"] * sp * tp
     if replica % ep:
-        yield f"parallel.ep = {ep} does not divide the {replica} ranks of dp_shard x sp x tp"
+        yield f"parallel.ep = {ep} does not divide dp_shard x sp x tp = {replica}"
     if ep > 1 and (model.moe is None or "E" not in letters):
         yield f"parallel.ep = {ep} but model.pattern = {model.pattern!r} has no experts"
     elif model.moe is not None and model.moe.num_experts % ep:

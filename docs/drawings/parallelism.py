@@ -134,7 +134,7 @@ def token() -> Figure:
         axes,
         left,
         64.3,
-        "Norms, routers and experts see the tokens of the stream; nothing is gathered for them.",
+        "Norms and routers see the tokens of the stream, and experts' ranks get them from there.",
         fontsize=8,
         color=INK,
     )
@@ -340,7 +340,7 @@ def gradient() -> Figure:
         "3  sum over tp",
         "all-reduce, once a step, of what",
         "each rank of tp holds: norms,",
-        "routers, experts, shared b and c",
+        "routers, shared b and c",
     )
     for pair in (0, 2):
         arrow(axes, (x[pair] + wide, 38.6), (x[pair + 1], 38.6), arrowstyle="<|-|>")

@@ -112,6 +112,12 @@ def notes(model: ModelConfig) -> list[str]:
         )
     if "M" in letters and model.mamba is not None:
         found += _mamba_notes(model.mamba)
+    if "E" in letters and model.moe is not None and _groups(model.moe) != (1, 1):
+        found.append(
+            f"model.moe.top_k_groups = {model.moe.top_k_groups} of {model.moe.num_groups}: mlx takes 0 for "
+            "the scores of other groups, and so sends a token there rather than to an expert whose score "
+            "and bias together are below 0"
+        )
     return found
 
 
@@ -238,15 +244,26 @@ def _kernel_chunk(chunk_size: int) -> int:
 
 def _expert_keys(moe: MoEConfig) -> dict[str, Any]:
     latent = {"moe_latent_size": moe.latent_dim} if moe.latent_dim else {}
+    groups, chosen_groups = _groups(moe)
     return {
         "n_routed_experts": moe.num_experts,
         "num_experts_per_tok": moe.top_k,
         "moe_intermediate_size": moe.d_expert,
         "n_shared_experts": 1,
         "moe_shared_expert_intermediate_size": moe.d_shared,
-        "n_group": 1,
-        "topk_group": 1,
+        "n_group": groups,
+        "topk_group": chosen_groups,
         "norm_topk_prob": moe.norm_top_k,
         "routed_scaling_factor": moe.scaling,
         **latent,
     }
+
+
+def _groups(moe: MoEConfig) -> tuple[int, int]:
+    """Groups of experts and how many are chosen; 1 of 1 where the groups decide nothing.
+
+    Readers fail at those: transformers sums two scores of a group, llama.cpp wants a group left over.
+    """
+    if moe.top_k_groups == moe.num_groups or moe.num_groups == moe.num_experts:
+        return 1, 1
+    return moe.num_groups, moe.top_k_groups

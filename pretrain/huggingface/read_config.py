@@ -234,13 +234,22 @@ def _moe(keys: _Keys) -> MoEConfig:
     experts, chosen = keys.count("n_routed_experts"), keys.count("num_experts_per_tok")
     if chosen > experts:
         raise keys.wrong("num_experts_per_tok", f"at most n_routed_experts = {experts}")
-    groups = keys.count("n_group")
-    if keys.count("topk_group") != groups:
-        reason = f"experts are chosen among all n_group = {groups} groups"
-        raise keys.misfit("topk_group", reason, str(groups))
+    groups, chosen_groups = keys.count("n_group"), keys.count("topk_group")
+    if experts % groups:
+        raise keys.wrong("n_group", f"a divisor of n_routed_experts = {experts}")
+    if chosen_groups > groups:
+        raise keys.wrong("topk_group", f"at most n_group = {groups}")
+    reachable = experts // groups * chosen_groups
+    if chosen > reachable:
+        raise keys.wrong(
+            "num_experts_per_tok",
+            f"at most {reachable}, the experts in topk_group = {chosen_groups} of {groups} groups",
+        )
     return MoEConfig(
         num_experts=experts,
         top_k=chosen,
+        num_groups=groups,
+        top_k_groups=chosen_groups,
         d_expert=keys.count("moe_intermediate_size"),
         d_shared=keys.count("moe_shared_expert_intermediate_size"),
         norm_top_k=keys.flag("norm_topk_prob"),

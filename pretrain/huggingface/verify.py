@@ -1,6 +1,6 @@
 """transformers loads what was written, and computes what plait computes.
 
-Shapes: B windows, L tokens, V vocabulary, E experts, K experts a token.
+Shapes: B windows, L tokens, T = B L, V vocabulary, E experts, G groups of e experts, K experts a token.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 """Of logits, relative to the largest: both sides compute in fp32, in another order."""
 
 TIE = 1e-4
-"""Two experts' scores so close may change places by rounding."""
+"""Two experts' scores so close may change places by rounding, and so may two groups'."""
 
 
 class ExportError(UserError):
@@ -103,9 +103,9 @@ def check_model(
                 module.register_forward_hook(lambda gate, _, out: routed.append(_routing(gate, out)))
         logits_BLV = model(tokens_BL, use_cache=False).logits
     same_BL = torch.ones_like(tokens_BL, dtype=torch.bool)
-    for ours_BLK, (theirs_TK, scores_TE) in zip(expected.experts_BLK, routed, strict=True):
+    for ours_BLK, (theirs_TK, gap_T) in zip(expected.experts_BLK, routed, strict=True):
         theirs_BLK = theirs_TK.view_as(ours_BLK)
-        same_BL &= _same_until_tie(ours_BLK, theirs_BLK, scores_TE.view(*tokens_BL.shape, -1), same_BL)
+        same_BL &= _same_until_tie(ours_BLK, theirs_BLK, gap_T.view_as(tokens_BL), same_BL)
     difference = (logits_BLV - expected.logits_BLV)[same_BL].abs()
     if not difference.numel():
         raise ExportError("every window begins with a tie of two experts; export another step")
@@ -136,25 +136,42 @@ def _check_inventory(model: Any, info: dict[str, Any], entries: list[FileTensor]
 
 
 def _routing(gate: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """A gate's choice, and how close it was (T,)."""
     logits_TE, _, experts_TK = output
-    return experts_TK, logits_TE.sigmoid() + gate.e_score_correction_bias
+    merit_TE = logits_TE.sigmoid() + gate.e_score_correction_bias
+    return experts_TK, _gap(merit_TE, experts_TK.shape[-1], gate.num_group, gate.topk_group)
 
 
-def _same_until_tie(ours_BLK: Tensor, theirs_BLK: Tensor, scores_BLE: Tensor, so_far_BL: Tensor) -> Tensor:
+def _gap(merit_TE: Tensor, k: int, num_groups: int, top_k_groups: int) -> Tensor:
+    """How far the last that was chosen is above the first that was not, of groups or of experts (T,)."""
+    gap_T = merit_TE.new_full(merit_TE.shape[:1], torch.inf)
+    if top_k_groups < num_groups:
+        merit_TGe = merit_TE.unflatten(-1, (num_groups, -1))
+        best = merit_TGe.topk(2, dim=-1).values.sum(-1).topk(top_k_groups + 1, dim=-1)
+        gap_T = best.values[:, -2] - best.values[:, -1]
+        chosen = best.indices[:, :-1, None].expand(-1, -1, merit_TGe.shape[-1])
+        merit_TE = merit_TGe.gather(1, chosen).flatten(1)
+    if k < merit_TE.shape[-1]:
+        best = merit_TE.topk(k + 1, dim=-1)
+        gap_T = gap_T.minimum(best.values[:, -2] - best.values[:, -1])
+    return gap_T
+
+
+def _same_until_tie(ours_BLK: Tensor, theirs_BLK: Tensor, gap_BL: Tensor, so_far_BL: Tensor) -> Tensor:
     """Which positions come before the first that a rounding sent to another expert.
 
     A token in another expert is another token for all that follow it in the window.
 
+    Args:
+        gap_BL: how close each choice was.
+
     Raises:
-        ExportError: another choice where no two scores are close.
+        ExportError: another choice where none was close.
     """
     equal = (ours_BLK.sort(-1).values == theirs_BLK.sort(-1).values).all(-1)
     flipped_BL = ~equal & so_far_BL
     if not flipped_BL.any():
         return so_far_BL
-    k = ours_BLK.shape[-1]
-    best = scores_BLE.topk(k + 1, dim=-1).values
-    gap_BL = best[..., k - 1] - best[..., k]
     if (gap_BL[flipped_BL] > TIE).any():
         raise ExportError(
             "transformers sends tokens to other experts than plait; nothing was exported, please report this"

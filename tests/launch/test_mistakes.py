@@ -104,8 +104,8 @@ OVERRIDES = {
     ),
     "more choices than experts in the groups": (
         "model.moe.num_groups=4",
-        "CONFIG: model.moe.top_k = 2 exceeds the 1 experts of model.moe.top_k_groups = 1 of 4 groups; "
-        "raise top_k_groups or lower top_k",
+        "CONFIG: model.moe.top_k = 2 exceeds what can be chosen, 1, with "
+        "model.moe.top_k_groups = 1 of 4 groups; raise top_k_groups or lower top_k",
     ),
     "a layout of many ranks": (
         "parallel.tp=2",
@@ -119,7 +119,7 @@ OVERRIDES = {
     ),
     "experts on more ranks than there are": (
         "parallel.ep=2",
-        "CONFIG: parallel.ep = 2 does not divide the 1 ranks of dp_shard x sp x tp; "
+        "CONFIG: parallel.ep = 2 does not divide dp_shard x sp x tp = 1; "
         "layouts of 1 ranks that work: one rank",
     ),
     "ranks that do not divide the experts": (

@@ -1,11 +1,10 @@
 """Layouts that a model cannot have die with the rule they break, and with layouts that it can have."""
 
-import math
 import re
 
 import pytest
 
-from plait.parallel.axes import AXES, describe_layout
+from plait.parallel.axes import AXES, describe_layout, num_ranks
 from plait.pretrain.config import AttentionConfig, MambaConfig, MLPConfig, ModelConfig, MoEConfig
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.layout import check_layout, layout_faults
@@ -80,6 +79,17 @@ FAULTS = [
         {"dp_replicate": 2, "dp_shard": 4},
         "parallel.dp_replicate x dp_shard = 8 leaves a rank without a sequence of train.batch_size = 6",
     ),
+    ({}, {"tp": 2, "ep": 2}, "parallel.ep = 2 does not divide model.moe.num_experts = 3"),
+    (
+        {},
+        {"dp_replicate": 3, "dp_shard": 2, "ep": 3},
+        "parallel.ep = 3 does not divide dp_shard x sp x tp = 2",
+    ),
+    (
+        {"pattern": "M*-"},
+        {"dp_shard": 3, "ep": 3},
+        "parallel.ep = 3 but model.pattern = 'M*-' has no experts",
+    ),
 ]
 
 
@@ -95,7 +105,7 @@ def test_each_rule_is_named(sizes, asked, fault):
 def test_the_layouts_that_it_names_work(sizes, asked, fault):
     with pytest.raises(ValueError) as error:
         check_layout(model(**sizes), layout(**asked), **RUN)
-    ranks = math.prod(asked.values())
+    ranks = num_ranks(layout(**asked))
     _, _, remedy = str(error.value).partition("; ")
     if remedy.startswith("no layout"):
         assert remedy == f"no layout of {ranks} ranks works; start fewer"
@@ -104,7 +114,7 @@ def test_the_layouts_that_it_names_work(sizes, asked, fault):
     assert 1 <= len(shown) <= 3
     for text in shown:
         proposed = layout(**{axis: int(size) for axis, size in re.findall(r"(\w+) (\d+)", text)})
-        assert math.prod(proposed.values()) == ranks
+        assert num_ranks(proposed) == ranks
         assert describe_layout(proposed) == text
         check_layout(model(**sizes), proposed, **RUN)
 

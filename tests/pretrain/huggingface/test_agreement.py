@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.generation import collect, decode
-from plait.pretrain.huggingface import export_run
+from plait.pretrain.huggingface import export_run, verify
 from plait.pretrain.huggingface.names import from_files, tensor_map
 from plait.pretrain.model import Packing
 
@@ -24,6 +24,7 @@ CASES = {
     "one group, tied": {"mamba": {"num_groups": 1}, "tie_embeddings": True},
     "a group a head, latent": {"mamba": {"num_groups": 4}, "moe": {"latent_dim": 12}},
     "weights not normed, scaled": {"moe": {"norm_top_k": False, "scaling": 2.5, "top_k": 3}},
+    "groups of experts": {"moe": {"num_experts": 12, "num_groups": 4, "top_k_groups": 2}},
     "a floor of step sizes": {"mamba": {"dt_limit": [0.05, float("inf")]}},
     "odd shapes": {"mamba": {"head_dim": 5, "d_state": 3, "d_conv": 3, "chunk_size": 7}, "norm_eps": 1e-3},
 }
@@ -92,6 +93,41 @@ def test_logits_and_every_gradient(four, save_run, tmp_path, case):
     for name, parameter in parameters.items():
         assert parameter.grad.abs().max() > 0, name
         assert relative(gradients[name], parameter.grad) < TOLERANCE, name
+
+
+@torch.no_grad()
+def routed(theirs, ids):
+    """transformers' logits, and the experts (T, K) of its one E layer."""
+    chosen = []
+    hook = theirs.model.layers[3].mixer.gate.register_forward_hook(lambda *call: chosen.append(call[2][2]))
+    logits = theirs(ids, use_cache=False).logits
+    hook.remove()
+    return logits, chosen[0].sort(-1).values
+
+
+@pytest.mark.parametrize("shift", [0.0, -2.0])
+def test_groups_of_experts_decide(four, save_run, tmp_path, shift):
+    """Also where every score is below 0 with its bias, and 0 would not do for those of other groups."""
+    four["model"]["moe"] |= {"num_experts": 12, "num_groups": 4, "top_k_groups": 2, "top_k": 3}
+    run, ours = save_run(four)
+    out = export_run(run, tmp_path / "out").path
+    config = json.loads((out / "config.json").read_text())
+    assert (config["n_group"], config["topk_group"]) == (4, 2)
+    theirs, ungrouped, ids = load(out), load(out, n_group=1, topk_group=1), random_ids()
+    ours.routers[0].correction_bias += shift
+    for model in (theirs, ungrouped):
+        model.model.layers[3].mixer.gate.e_score_correction_bias += shift
+
+    expected = verify.compute(ours, ids)
+    chosen = expected.experts_BLK[0].flatten(0, 1).sort(-1).values
+    logits, their_choice = routed(theirs, ids)
+    assert torch.equal(their_choice, chosen)
+    assert relative(logits, expected.logits_BLV) < TOLERANCE
+    assert ((chosen // 3).diff(dim=-1) != 0).sum(-1).max() == 1
+
+    logits, other_choice = routed(ungrouped, ids)
+    assert (other_choice != chosen).any(-1).float().mean() > 0.1
+    assert relative(logits, expected.logits_BLV) > 0.01
 
 
 @pytest.mark.parametrize("pattern", ["M", "*", "-", "E", "M*M-", "MEM*"])

@@ -217,14 +217,41 @@ def test_the_tie_of_two_experts_is_no_mismatch():
     """Positions before the first tie count, those after it in the same window do not."""
     ours = torch.tensor([[[0, 1], [0, 1], [0, 1]], [[0, 1], [2, 1], [0, 1]]])
     theirs = torch.tensor([[[1, 0], [0, 2], [0, 1]], [[0, 1], [1, 2], [0, 1]]])
-    scores = torch.tensor([0.9, 0.5, 0.50001, 0.1]).expand(2, 3, 4).clone()
-    scores[1, :, 2] = 0.4
+    gap = torch.tensor([[1e-5, 1e-5, 1e-5], [0.1, 0.1, 0.1]])
     so_far = torch.ones(2, 3, dtype=torch.bool)
-    same = verify._same_until_tie(ours, theirs, scores, so_far)
+    same = verify._same_until_tie(ours, theirs, gap, so_far)
     assert same.tolist() == [[True, False, False], [True, True, True]]
-    scores[0, 1, 2] = 0.4
+    gap[0, 1] = 0.1
     with pytest.raises(ExportError, match="sends tokens to other experts"):
-        verify._same_until_tie(ours, theirs, scores, so_far)
+        verify._same_until_tie(ours, theirs, gap, so_far)
+
+
+GAPS = {
+    "experts alone": ([0.9, 0.5, 0.3, 0.1, 0.6, 0.8], (2, 1, 1), 0.2),
+    "all experts": ([0.9, 0.5, 0.3, 0.1, 0.6, 0.8], (6, 1, 1), float("inf")),
+    "groups closer than experts": ([0.9, 0.5, 0.7, 0.69, 0.6, 0.75], (1, 3, 1), 0.01),
+    "experts of the chosen groups alone": ([0.9, 0.5, 0.55, 0.1, 0.6, 0.8], (3, 3, 2), 0.1),
+    "all experts of the chosen groups": ([0.9, 0.5, 0.4, 0.1, 0.6, 0.8], (4, 3, 2), 0.9),
+    "below zero": ([-0.9, -0.8, -0.3, -0.2, -0.6, -0.7], (1, 3, 2), 0.1),
+}
+
+
+@pytest.mark.parametrize("case", GAPS)
+def test_how_close_a_choice_is(case):
+    scores, (k, groups, chosen_groups), gap = GAPS[case]
+    found = verify._gap(torch.tensor([scores]), k, groups, chosen_groups)
+    torch.testing.assert_close(found, torch.tensor([gap]))
+
+
+@pytest.mark.parametrize(("groups", "chosen"), [(2, 2), (4, 2)])
+def test_groups_that_decide_nothing_are_none(four, save_run, tmp_path, groups, chosen):
+    """All of them, and those of one expert: readers fail at these, and the choice is that of no groups."""
+    four["model"]["moe"] |= {"num_groups": groups, "top_k_groups": chosen}
+    run, _ = save_run(four)
+    exported = export_run(run, tmp_path / "out")
+    config = json.loads((exported.path / "config.json").read_text())
+    assert (config["n_group"], config["topk_group"]) == (1, 1)
+    assert not any("mlx" in note for note in exported.notes)
 
 
 def test_what_transformers_keeps_of_tied_embeddings(four, save_run, tmp_path):
@@ -240,10 +267,16 @@ def test_what_transformers_keeps_of_tied_embeddings(four, save_run, tmp_path):
 
 def test_the_notes(four, save_run, tmp_path):
     four["model"]["mamba"] |= {"dt_limit": [0.01, float("inf")], "d_conv": 5}
+    four["model"]["moe"] |= {"num_groups": 2, "top_k_groups": 1}
     run, _ = save_run(four)
     exported = export_run(run, tmp_path / "out")
     notes = "\n".join(exported.notes)
-    for part in ("llama.cpp takes only one", "model.mamba.dt_limit = [0.01, inf]", "model.mamba.d_conv = 5"):
+    for part in (
+        "llama.cpp takes only one",
+        "model.mamba.dt_limit = [0.01, inf]",
+        "model.mamba.d_conv = 5",
+        "model.moe.top_k_groups = 1 of 2: mlx",
+    ):
         assert part in notes
     config = json.loads((exported.path / "config.json").read_text())
     assert config["time_step_min"] == 0.01

@@ -113,6 +113,12 @@ def break_the_router(monkeypatch):
     monkeypatch.setattr(export, "write_shards", broken)
 
 
+def forget_the_groups(monkeypatch):
+    write = export.config_json
+    none = {"n_group": 1, "topk_group": 1}
+    monkeypatch.setattr(export, "config_json", lambda *args, **options: write(*args, **options) | none)
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
@@ -120,9 +126,11 @@ def break_the_router(monkeypatch):
         (break_a_name, "missing_keys"),
         (break_an_id, r"gives other ids than .*run/tokenizer\.model for a text"),
         (break_the_router, "sends tokens to other experts"),
+        (forget_the_groups, "sends tokens to other experts"),
     ],
 )
 def test_a_mismatch_leaves_nothing(four, save_run, tmp_path, monkeypatch, fault, message):
+    four["model"]["moe"] |= {"num_experts": 12, "num_groups": 4, "top_k_groups": 2}
     run, _ = save_run(four)
     before = contents(export_run(run, tmp_path / "out").path)
     fault(monkeypatch)

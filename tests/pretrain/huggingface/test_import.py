@@ -32,6 +32,7 @@ CASES = {
     "odd widths of experts": {"moe_intermediate_size": 13, "moe_latent_size": 11},
     "weights not normed": {"norm_topk_prob": False, "num_experts_per_tok": 3},
     "a floor of step sizes": {"time_step_min": 0.05},
+    "groups of experts": {"n_routed_experts": 12, "n_group": 4, "topk_group": 2},
     "groups of experts, all of them taken": {"n_group": 2, "topk_group": 2},
     "no experts": {"layers_block_type": ["linear_attention", "mlp", "full_attention"]},
     "only experts": {"layers_block_type": ["moe", "full_attention"], "moe_latent_size": 12},
@@ -209,6 +210,7 @@ def test_limits_of_step_sizes(save_model, tmp_path, case):
 
 def test_an_export_of_plait_comes_back_as_it_went(four, save_run, tmp_path):
     four["model"]["mamba"]["dt_limit"] = [0.05, float("inf")]
+    four["model"]["moe"] |= {"num_experts": 6, "num_groups": 3, "top_k_groups": 2}
     run, _ = save_run(four)
     first = export_run(run, tmp_path / "first", dtype="bfloat16").path
     imported = import_folder(first, tmp_path / "again")

@@ -62,11 +62,6 @@ CONFIGS = {
         'mamba_hidden_act = "gelu" does not fit: the convolution is followed by SiLU; '
         'only mamba_hidden_act = "silu" comes in',
     ),
-    "groups of experts": (
-        {"n_group": 2, "topk_group": 1},
-        "topk_group = 1 does not fit: experts are chosen among all n_group = 2 groups; "
-        "only topk_group = 2 comes in",
-    ),
     "no layers": (
         {"layers_block_type": None},
         "names no layers; it needs hybrid_override_pattern or layers_block_type",
@@ -129,6 +124,19 @@ CONFIGS = {
         {"num_experts_per_tok": 5},
         "num_experts_per_tok = 5: give at most n_routed_experts = 4",
     ),
+    "groups that do not divide the experts": (
+        {"n_group": 3, "topk_group": 3},
+        "n_group = 3: give a divisor of n_routed_experts = 4",
+    ),
+    "more groups than there are": (
+        {"n_group": 2, "topk_group": 3},
+        "topk_group = 3: give at most n_group = 2",
+    ),
+    "more choices than experts in the groups": (
+        {"n_group": 2, "topk_group": 1, "num_experts_per_tok": 3},
+        "num_experts_per_tok = 3: give at most 2, the experts in topk_group = 1 of 2 groups",
+    ),
+    "no groups": ({"n_group": 0}, "n_group = 0: give a whole number, 1 or more"),
 }
 
 

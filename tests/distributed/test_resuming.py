@@ -40,7 +40,7 @@ def cut_back(folder, target):
 
 
 @pytest.mark.parametrize(
-    "layout", [SAVED, {"sp": 2, "tp": 2, "ep": 4}, {"dp_replicate": 2, "dp_shard": 2, "ep": 2}], ids=name
+    "layout", [SAVED, EXPERTS_APART, {"dp_replicate": 2, "dp_shard": 2, "ep": 2}], ids=name
 )
 def test_the_same_layout_goes_on_bit_for_bit(ranks, tree, whole_runs, tmp_path, layout):
     folder, undisturbed = whole_runs(layout)
@@ -56,9 +56,7 @@ def test_the_same_layout_goes_on_bit_for_bit(ranks, tree, whole_runs, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "layout",
-    [{"tp": 4}, {"sp": 4}, {"sp": 2, "tp": 2, "ep": 2}, {"sp": 3}, {"sp": 3, "tp": 2, "ep": 2}],
-    ids=name,
+    "layout", [{"tp": 4}, {"sp": 4}, {"sp": 2, "tp": 2, "ep": 2}, {"sp": 3}, UNEVEN], ids=name
 )
 def test_another_layout_goes_on_with_the_same_numbers(ranks, tree, whole_runs, tmp_path, layout):
     folder, undisturbed = whole_runs(SAVED)
@@ -67,9 +65,7 @@ def test_another_layout_goes_on_with_the_same_numbers(ranks, tree, whole_runs, t
         assert_goes_on(rank, undisturbed[0])
 
 
-@pytest.mark.parametrize(
-    "layout", [SAVED, {"sp": 2, "tp": 2, "ep": 4}, {"sp": 3, "tp": 2, "ep": 2}], ids=name
-)
+@pytest.mark.parametrize("layout", [SAVED, EXPERTS_APART, UNEVEN], ids=name)
 def test_one_rank_goes_on_with_the_same_numbers(one_rank, tree, whole_runs, tmp_path, layout):
     folder, undisturbed = whole_runs(layout)
     cut_back(folder, tmp_path / "run")

@@ -66,11 +66,17 @@ def plot(
         list[str], typer.Argument(metavar="RUN...", help="Folders of runs, drawn over each other.")
     ],
     out: Annotated[
-        str | None, typer.Option(help="The PNG to write; by default loss.png in the first run.")
+        str | None,
+        typer.Option(help="The PNG to write; by default loss.png, or METRIC.png, in the first run."),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Draw this key of metrics.jsonl; of a list, a line for each layer."),
     ] = None,
 ) -> None:
-    """Draw the loss of one or several runs."""
-    from ..pretrain.plot import plot_losses
+    """Draw the loss, or another metric, of one or several runs."""
+    from ..pretrain.plot import plot_losses, plot_metric
 
-    path = Path(out) if out else Path(runs[0]) / "loss.png"
-    typer.echo(plot_losses([Path(run) for run in runs], path))
+    folders = [Path(run) for run in runs]
+    path = Path(out) if out else folders[0] / f"{metric or 'loss'}.png"
+    typer.echo(plot_losses(folders, path) if metric is None else plot_metric(folders, metric, path))

@@ -172,7 +172,8 @@ class MoEConfig(Section):
         if self.top_k > reachable:
             raise ValueError(
                 f"model.moe.top_k = {self.top_k} exceeds what can be chosen, {reachable}, with "
-                f"model.moe.top_k_groups = {self.top_k_groups} of {self.num_groups} groups; raise top_k_groups or lower top_k"
+                f"model.moe.top_k_groups = {self.top_k_groups} of {self.num_groups} groups; "
+                "raise top_k_groups or lower top_k"
             )
         return self
 

@@ -21,6 +21,8 @@ class StepSums:
     """The other losses, coefficients included."""
     counts: list[Tensor]
     """Tokens that each expert got, a tensor (E,) for each layer that has experts."""
+    entropies: list[float]
+    """Sum over tokens of the entropy of the router's scores, in nats, for each layer that has experts."""
     state_squares: list[float]
     """Sum of squares of the SSM states after the sequences' last tokens, for each layer that has them."""
 
@@ -36,18 +38,23 @@ def sum_parts(parts: Sequence[LossParts], mesh: Mesh) -> StepSums:
         share = _sum([part.extra[name] for part in parts])
         scalars.append(known * share if name == "z_loss" else share)
     counts = _by_layer([[r.counts_E for r in part.reports if r.counts_E is not None] for part in parts])
+    entropies = _by_layer(
+        [[r.router_entropy for r in part.reports if r.router_entropy is not None] for part in parts]
+    )
     squares = _by_layer(
         [[r.state_square for r in part.reports if r.state_square is not None] for part in parts]
     )
-    pieces = [torch.stack(scalars), *counts, *(square[None] for square in squares)]
+    pieces = [torch.stack(scalars), *counts, *(number[None] for number in [*entropies, *squares])]
     flat = sum_in_place(torch.cat([piece.double() for piece in pieces]), mesh.axes["world"])
     first, *rest = flat.split([piece.numel() for piece in pieces])
     loss, *extra = first.tolist()
+    numbers = [float(number) for number in rest[len(counts) :]]
     return StepSums(
         loss,
         dict(zip(names, extra, strict=True)),
         rest[: len(counts)],
-        [float(square) for square in rest[len(counts) :]],
+        numbers[: len(entropies)],
+        numbers[len(entropies) :],
     )
 
 

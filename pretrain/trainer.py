@@ -152,7 +152,7 @@ class Trainer:
             )
         state.optimizer.step()
         state.optimizer.zero_grad()
-        loads = self._balance_experts(sums)
+        loads = self._balance_experts(sums, counts)
         state.step += 1
         state.tokens += counts.tokens
         return {
@@ -218,13 +218,18 @@ class Trainer:
             isolate_documents=config.data.isolate_documents,
         )
 
-    def _balance_experts(self, sums: StepSums) -> Metrics:
-        """Move the routers' biases by the whole step's counts; returns how uneven the load was."""
-        violations = []
-        for router, counts_E in zip(self.state.model.routers, sums.counts, strict=True):
+    def _balance_experts(self, sums: StepSums, counts: StepCounts) -> Metrics:
+        """Move the routers' biases by the whole step's counts; returns how uneven load and scores were."""
+        routers = self.state.model.routers
+        if not routers:
+            return {}
+        for router, counts_E in zip(routers, sums.counts, strict=True):
             router.balance(counts_E)
-            violations.append(router.max_violation)
-        return {"max_violation": violations} if violations else {}
+        return {
+            "max_violation": [router.max_violation for router in routers],
+            "dead_experts": [router.dead_experts for router in routers],
+            "router_entropy": [entropy / counts.tokens for entropy in sums.entropies],
+        }
 
     def _state_norms(self, sums: StepSums) -> Metrics:
         """Root mean square of each SSM layer's states at the sequences' ends, over the step."""

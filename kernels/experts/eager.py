@@ -30,11 +30,12 @@ class Routing:
 
 def sort_by_expert(expert_TK: Tensor, num_experts: int) -> Routing:
     """Sort tokens' choices (T, K) by expert, stably."""
-    flat = expert_TK.flatten()
-    order = torch.argsort(flat, stable=True)
+    expert_S, order = torch.sort(expert_TK.flatten(), stable=True)
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(order.numel(), device=order.device)
-    return Routing(order, inverse.view(expert_TK.shape), torch.bincount(flat, minlength=num_experts))
+    # Not bincount, for which the host waits.
+    ends = torch.searchsorted(expert_S, torch.arange(num_experts, device=order.device), right=True)
+    return Routing(order, inverse.view(expert_TK.shape), torch.diff(ends, prepend=ends.new_zeros(1)))
 
 
 def dispatch(x_TD: Tensor, routing: Routing) -> Tensor:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...data.tokenizer import Tokenizer
 from ..config_file import dump_config
+from ..expert_load import draw_loads
 from ..generation import collect, decode
+from ..layer_metrics import layers_of
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -28,9 +30,6 @@ TAGS = {
     "mfu": "speed/mfu",
 }
 """Where TensorBoard shows a metric; the rest are parts of the loss."""
-
-PER_LAYER = {"max_violation": "E", "state_norm": "M"}
-"""Metrics that have a number for each layer of a letter."""
 
 PROMPT = "def "
 SAMPLE_TOKENS = 48
@@ -59,7 +58,8 @@ class MetricsFile(Callback):
 
 
 class TensorBoard(Callback):
-    """Scalars at the log's interval, the config once, a generated text where the run is evaluated."""
+    """Scalars at the log's interval, the config once; where the run is evaluated, the experts' loads as a
+    picture and a generated text."""
 
     _writer: "SummaryWriter | None" = None
 
@@ -77,7 +77,7 @@ class TensorBoard(Callback):
         if evaluated or step % trainer.config.log.every == 0:
             for name, value in metrics.items():
                 if isinstance(value, list):
-                    layers = _layers(trainer.config.model.layers, PER_LAYER[name])
+                    layers = layers_of(name, trainer.config.model)
                     for layer, one in zip(layers, value, strict=True):
                         writer.add_scalar(f"{name}/layer_{layer:02d}", one, step)
                 elif isinstance(value, dict):
@@ -85,6 +85,10 @@ class TensorBoard(Callback):
                         writer.add_scalar(f"{name}/{key}", one, step)
                 elif name != "step":
                     writer.add_scalar(TAGS.get(name, f"loss/{name}"), value, step)
+        if evaluated and (routers := trainer.state.model.routers):
+            layers = layers_of("max_violation", trainer.config.model)
+            counts = [router.counts.tolist() for router in routers]
+            writer.add_figure("experts/load", draw_loads(counts, layers, step), step)
         # On many ranks no one of them could generate by itself.
         alone = trainer.mesh.world_size == 1
         if evaluated and alone and (tokenizer := trainer.folder.tokenizer()):
@@ -107,7 +111,3 @@ def _sample(trainer: "Trainer", tokenizer: Tokenizer) -> str:
         dtype=trainer.dtype,
     )
     return tokenizer.decode(prompt + collect(steps)[0])
-
-
-def _layers(pattern: str, letter: str) -> list[int]:
-    return [index for index, each in enumerate(pattern) if each == letter]

@@ -82,6 +82,9 @@ class Report:
     """Differentiable scalars to be added to the training loss, already weighted: sums, not means."""
     counts_E: Tensor | None = None
     """This rank's tokens that each expert got, if the mixer has experts."""
+    router_entropy: Tensor | None = None
+    """Sum over this rank's tokens of the entropy of the router's scores, in nats, if the mixer has one;
+    None without gradients: generation would pay for what nobody reads."""
     state_square: Tensor | None = None
     """Sum of squares of this rank's SSM states after the sequences' last tokens, if the mixer has them."""
 

@@ -29,6 +29,8 @@ class Choice:
     expert_TK: Tensor
     weight_TK: Tensor
     losses: dict[str, Tensor]
+    entropy: Tensor | None
+    """See `Report`."""
 
 
 class Router(nn.Module):
@@ -68,7 +70,9 @@ class Router(nn.Module):
             losses["aux_loss"] = config.aux_loss * self._balance_loss(scores, expert, length, kept)
         if config.z_loss:
             losses["router_z_loss"] = config.z_loss * logits.logsumexp(-1).square().sum()
-        return Choice(expert.flatten(0, 1), (weight * config.scaling).flatten(0, 1), losses)
+        weight = (weight * config.scaling).flatten(0, 1)
+        entropy = _entropy(scores.detach()) if torch.is_grad_enabled() else None
+        return Choice(expert.flatten(0, 1), weight, losses, entropy)
 
     def _choose(self, merit_BLE: Tensor) -> Tensor:
         """The best experts (B, L, K), of the best groups where there are several.
@@ -116,6 +120,18 @@ class Router(nn.Module):
         """How far the fullest expert was above the mean: 0 is even, 1 twice the mean (arXiv 2408.15664)."""
         mean = self.counts.mean()
         return float((self.counts.max() - mean) / mean)
+
+    @property
+    def dead_experts(self) -> int:
+        """Experts that got no token of the whole last step."""
+        return int((self.counts == 0).sum())
+
+
+def _entropy(scores_BLE: Tensor) -> Tensor:
+    """Sum over tokens of the entropy, in nats, of their scores as shares of one."""
+    share = scores_BLE / (scores_BLE.sum(-1, keepdim=True) + 1e-20)
+    # A share of 0 adds 0. `special.entr`, which says so by itself, takes twice the time on the CPU.
+    return -(share + 1e-20).log_().mul_(share).sum()
 
 
 class Experts(nn.Module):
@@ -184,7 +200,7 @@ class MoE(Mixer):
             y_BLD = F.pad(y_BLD, (0, 0, 0, x_BLD.shape[1] - tokens, 0, x_BLD.shape[0] - rows))
         if shared is not None:
             y_BLD = y_BLD + shared
-        return y_BLD, Report(choice.losses, way.routing.counts_E)
+        return y_BLD, Report(choice.losses, way.routing.counts_E, choice.entropy)
 
     def _real(self, x_BLD: Tensor, packing: Packing) -> tuple[int, int, int]:
         """Of this rank's rows and tokens those that are no padding, and the tokens of a whole sequence."""

@@ -1,6 +1,7 @@
 """A run: resumed to the bit, interrupted at any moment, whatever the micro-batch."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -75,6 +76,8 @@ def test_the_loss_falls(tiny):
     assert records[-1]["loss"] < 4.0
     assert records[-1]["validation_loss"] < 4.2
     assert len(records[-1]["max_violation"]) == 1
+    assert len(records[-1]["dead_experts"]) == 1
+    assert 0 < records[-1]["router_entropy"][0] < math.log(4)
     assert len(records[-1]["state_norm"]) == 1
 
 
@@ -127,7 +130,7 @@ def test_a_longer_window_goes_on_with_unread_tokens(tiny):
     assert stages[1].sources[0].token > 0
 
 
-def test_tensorboard_holds_scalars_config_and_a_sample(tiny):
+def test_tensorboard_holds_scalars_config_loads_and_a_sample(tiny):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer = Trainer(parse_config(tiny, "test"), [Evaluation(), TensorBoard()])
@@ -138,7 +141,9 @@ def test_tensorboard_holds_scalars_config_and_a_sample(tiny):
     assert {"loss/training", "loss/validation", "optimizer/lr", "speed/mfu", "max_violation/layer_03"} <= set(
         tags["scalars"]
     )
+    assert {"dead_experts/layer_03", "router_entropy/layer_03"} <= set(tags["scalars"])
     assert {"config/text_summary", "sample/text_summary"} <= set(tags["tensors"])
+    assert [event.step for event in events.Images("experts/load")] == [6, 12]
     assert [event.step for event in events.Scalars("loss/training")] == [4, 6, 8, 12]
 
 

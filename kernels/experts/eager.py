@@ -1,7 +1,7 @@
 """Tokens sorted by expert, one product an expert, and back: dropless, in an order that is fixed.
 
-Every sum over a token's experts runs over a gathered (T, K, D) in the order of its choices, in the
-forward and in the backward, so that no atomic and no scatter decides the bits.
+Every sum over a token's experts gathers their rows, one choice after another, in the forward and in the
+backward, so that no atomic and no scatter decides the bits.
 
 Shapes: T tokens, K experts a token, S = T K rows sorted by expert, E experts, D in, F out.
 """
@@ -45,7 +45,7 @@ def dispatch(x_TD: Tensor, routing: Routing) -> Tensor:
 
 def combine(y_SD: Tensor, weight_TK: Tensor, routing: Routing) -> Tensor:
     """Sum each token's K rows by its weights: (S, D) -> (T, D), accumulated in at least fp32."""
-    return _combine(y_SD, weight_TK, routing.order_S, routing.inverse_TK)
+    return _combine(y_SD, weight_TK, routing.inverse_TK)
 
 
 def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor
 
 @torch.library.custom_op("plait::experts_dispatch", mutates_args=())
 def _dispatch(x_TD: Tensor, order_S: Tensor, inverse_TK: Tensor) -> Tensor:
-    return x_TD[order_S // inverse_TK.shape[1]]
+    return x_TD.index_select(0, order_S // inverse_TK.shape[1])
 
 
 @_dispatch.register_fake
@@ -70,11 +70,11 @@ def _(x_TD, order_S, inverse_TK):
 @torch.library.custom_op("plait::experts_dispatch_backward", mutates_args=())
 def _dispatch_backward(grad_SD: Tensor, inverse_TK: Tensor) -> Tensor:
     if inverse_TK.shape[1] == 1:
-        return grad_SD[inverse_TK[:, 0]]
+        return grad_SD.index_select(0, inverse_TK[:, 0])
     acc = torch.promote_types(grad_SD.dtype, torch.float32)
-    total = grad_SD[inverse_TK[:, 0]].to(acc)
+    total = grad_SD.index_select(0, inverse_TK[:, 0]).to(acc)
     for choice in range(1, inverse_TK.shape[1]):
-        total += grad_SD[inverse_TK[:, choice]]
+        total += grad_SD.index_select(0, inverse_TK[:, choice])
     return total.to(grad_SD.dtype)
 
 
@@ -90,39 +90,43 @@ _dispatch.register_autograd(
 
 
 @torch.library.custom_op("plait::experts_combine", mutates_args=())
-def _combine(y_SD: Tensor, weight_TK: Tensor, order_S: Tensor, inverse_TK: Tensor) -> Tensor:
+def _combine(y_SD: Tensor, weight_TK: Tensor, inverse_TK: Tensor) -> Tensor:
     acc = torch.promote_types(y_SD.dtype, torch.float32)
     weight = weight_TK.to(acc)
-    total = y_SD[inverse_TK[:, 0]].to(acc).mul_(weight[:, :1])
+    total = y_SD.index_select(0, inverse_TK[:, 0]).to(acc).mul_(weight[:, :1])
     for choice in range(1, inverse_TK.shape[1]):
-        total.addcmul_(y_SD[inverse_TK[:, choice]].to(acc), weight[:, choice : choice + 1])
+        rows = y_SD.index_select(0, inverse_TK[:, choice])
+        total.addcmul_(rows.to(acc), weight[:, choice : choice + 1])
     return total.to(y_SD.dtype)
 
 
 @_combine.register_fake
-def _(y_SD, weight_TK, order_S, inverse_TK):
+def _(y_SD, weight_TK, inverse_TK):
     return y_SD.new_empty(inverse_TK.shape[0], y_SD.shape[1])
 
 
 @torch.library.custom_op("plait::experts_combine_backward", mutates_args=())
 def _combine_backward(
-    grad_TD: Tensor, y_SD: Tensor, weight_TK: Tensor, order_S: Tensor, inverse_TK: Tensor
+    grad_TD: Tensor, y_SD: Tensor, weight_TK: Tensor, inverse_TK: Tensor
 ) -> tuple[Tensor, Tensor]:
     acc = torch.promote_types(y_SD.dtype, torch.float32)
-    rows = grad_TD[order_S // inverse_TK.shape[1]].to(acc)
-    grad_weight = torch.empty(order_S.shape, dtype=acc, device=y_SD.device)
-    grad_weight[order_S] = (rows * y_SD).sum(-1)
-    grad_y = rows.mul_(weight_TK.flatten()[order_S, None].to(acc))
-    return grad_y.to(y_SD.dtype), grad_weight.view(weight_TK.shape).to(weight_TK.dtype)
+    grad, weight = grad_TD.to(acc), weight_TK.to(acc)
+    grad_y, grad_weight = torch.empty_like(y_SD), torch.empty_like(weight)
+    # A choice at a time: at once, tokens times choices would stand in fp32 three times.
+    for choice in range(inverse_TK.shape[1]):
+        rows = inverse_TK[:, choice]
+        grad_weight[:, choice] = (grad * y_SD.index_select(0, rows)).sum(-1)
+        grad_y.index_copy_(0, rows, (grad * weight[:, choice, None]).to(y_SD.dtype))
+    return grad_y, grad_weight.to(weight_TK.dtype)
 
 
 @_combine_backward.register_fake
-def _(grad_TD, y_SD, weight_TK, order_S, inverse_TK):
+def _(grad_TD, y_SD, weight_TK, inverse_TK):
     return y_SD.new_empty(y_SD.shape), weight_TK.new_empty(weight_TK.shape)
 
 
 def _combine_autograd(ctx, grad):
-    return *_combine_backward(grad.contiguous(), *ctx.saved_tensors), None, None
+    return *_combine_backward(grad.contiguous(), *ctx.saved_tensors), None
 
 
 _combine.register_autograd(

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 import typer
 
 from .config_commands import ConfigArgument, OverridesArgument
+from .rank_process import STOPPED
 
 app = typer.Typer(help="Train on many ranks.", no_args_is_help=True)
 
@@ -21,7 +22,7 @@ def local(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Train on as many ranks of this machine as the layout in `parallel` has."""
     from ..pretrain.config_file import dump_config, load_config
     from ..pretrain.ranks import device_of
-    from ..pretrain.run_folder import RunFolder
+    from ..pretrain.run_folder import RunFolder, read_status
     from .local import launch_ranks
 
     settings = load_config(config, overrides or ())
@@ -34,4 +35,7 @@ def local(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
         frozen.write_text(dump_config(settings), encoding="utf-8")
         command = [sys.executable, "-m", "plait.launch", "train", str(frozen)]
         status = launch_ranks(command, settings.parallel.ranks, folder.log_file(0).parent)
+    ended = read_status(folder)
+    if status == 0 and ended.get("state") == "stopped" and ended.get("reason"):
+        status = STOPPED
     raise typer.Exit(status)

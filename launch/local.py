@@ -25,12 +25,15 @@ SCRIPT = 'test "$RANK" = 0 || exec >>"$0/$(printf rank-%05d.out "$RANK")" 2>&1; 
 
 POLL_SECONDS = 0.5
 
+POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals of which the first asks the ranks to stop."""
+
 
 def launch_ranks(command: list[str], ranks: int, log_folder: Path) -> int:
     """Run `command` in as many processes, with torchrun's environment, until all or one of them end.
 
-    A rank that fails ends all; the last line on standard error then names it and its error. Ctrl-C and
-    SIGTERM end all ranks.
+    A rank that fails ends all; the last line on standard error then names it and its error. The first Ctrl-C,
+    SIGTERM or SIGUSR1 asks all ranks to stop when they can, the second ends them.
 
     Args:
         command: runs :func:`plait.launch.rank_process.run_as_rank`.
@@ -46,11 +49,20 @@ def launch_ranks(command: list[str], ranks: int, log_folder: Path) -> int:
 
     from ..parallel.failures import stacks, tell, verdict
 
-    interrupted = threading.Event()
+    asked, ended = threading.Event(), threading.Event()
+    last = signal.SIGINT
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        nonlocal last
+        if not asked.is_set():
+            asked.set()
+            if number == signal.SIGINT:
+                tell("plait: stopping after this step, with a checkpoint; Ctrl-C again ends at once")
+            return
+        last = signal.Signals(number)
+        ended.set()
+        for one in POLITE:
+            signal.signal(one, signal.SIG_IGN)
         # The ranks are sent what this names; SIGTERM ends also one that is still importing.
         raise SignalException("interrupted", signal.SIGTERM)
 
@@ -70,13 +82,13 @@ def launch_ranks(command: list[str], ranks: int, log_folder: Path) -> int:
                 max_restarts=0,
                 monitor_interval=0.1,
                 logs_specs=DefaultLogsSpecs(log_dir=private),
-                signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
+                signals_to_handle="SIGHUP,SIGQUIT",
             ),
             "/bin/sh",
         )
-        before = signal.signal(signal.SIGINT, interrupt)
+        before = {number: signal.signal(number, interrupt) for number in POLITE}
         try:
-            with _waking_the_stopped(Path(private), interrupted):
+            with _reaching_the_ranks(Path(private), asked, ended):
                 launch("-c", SCRIPT, str(log_folder), *command)
             return 0
         except ChildFailedError as failed:
@@ -84,11 +96,12 @@ def launch_ranks(command: list[str], ranks: int, log_folder: Path) -> int:
             tell(f"{stacks(failed.failures)}plait: error: {line}")
             return status
         except SignalException as caught:
-            number = signal.SIGINT if interrupted.is_set() else caught.sigval
+            number = last if ended.is_set() else caught.sigval
             tell(f"plait: ended by {signal.Signals(number).name}; the same command goes on")
             return 128 + number
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -107,25 +120,35 @@ def _noted_in(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _waking_the_stopped(private: Path, interrupted: threading.Event) -> Iterator[None]:
-    """Once a rank is gone, wake those that were stopped, so that the signal to end reaches them."""
+def _reaching_the_ranks(private: Path, asked: threading.Event, ended: threading.Event) -> Iterator[None]:
+    """Once `asked`, ask every rank to stop, when it can hear of it. Once a rank is gone, or `ended`, wake
+    those that Ctrl-Z has stopped, so that the signal to end reaches them."""
     over = threading.Event()
+    told: set[int] = set()
 
-    def wake() -> None:
+    def reach() -> None:
         while not over.wait(POLL_SECONDS):
             pids = [int(text) for file in private.rglob("pid") if (text := file.read_text())]
-            if interrupted.is_set() or not all(_lives(pid) for pid in pids):
+            if ended.is_set() or not all(_lives(pid) for pid in pids):
                 for pid in pids:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGCONT)
+                    _send(pid, signal.SIGCONT)
+            if asked.is_set() and not ended.is_set():
+                for pid in set(pids) - told:
+                    told.add(pid)
+                    _send(pid, signal.SIGUSR1)
 
-    thread = threading.Thread(target=wake, name="plait-wake", daemon=True)
+    thread = threading.Thread(target=reach, name="plait-reach", daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
+
+
+def _send(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _lives(pid: int) -> bool:

@@ -2,16 +2,20 @@
 
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["LAUNCHED", "is_launched", "log_to", "rank", "run_as_rank"]
+from .stop_signals import StopSignals
+
+__all__ = ["LAUNCHED", "STOPPED", "is_launched", "log_to", "rank", "run_as_rank"]
 
 LAUNCHED = "PLAIT_LAUNCHED"
 """Set in the environment of ranks whose launcher tells of their failures."""
+
+STOPPED = 75
+"""Exit status of a run that was asked to stop and can go on: EX_TEMPFAIL, by which schedulers try again."""
 
 LINGER = 1.0
 """Seconds that the first rank of a machine, having failed, stays; the others stay twice as long. Were it
@@ -44,22 +48,22 @@ def log_to(file: Path) -> None:
         logger.handlers.append(terminal)
 
 
-def run_as_rank(body: Callable[[], None]) -> None:
-    """Run what a rank does. Where torchrun or `plait launch` started this process, end it then.
+def run_as_rank(body: Callable[[StopSignals], None]) -> None:
+    """Run what a rank does, given the signals that ask it to stop. Where torchrun or `plait launch` started
+    this process, end it then.
 
     An error that escapes is told in one line that names the rank, by the rank or by its launcher; a
     traceback goes into the rank's log. The exit status is 2 for a `UserError`, else 1.
     """
+    signals = StopSignals(launched=is_launched())
     if "RANK" not in os.environ:
-        body()
+        body(signals)
         return
-    # A rank within a collective would not hear of a KeyboardInterrupt.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         Path(file).with_name("pid").write_text(str(os.getpid()))
     status = 0
     try:
-        body()
+        body(signals)
     except BaseException as error:
         status = _fail(error)
     logging.shutdown()

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .config_commands import ConfigArgument, OverridesArgument
-from .rank_process import is_launched, log_to, rank, run_as_rank
+from .rank_process import STOPPED, is_launched, log_to, rank, run_as_rank
 
 if TYPE_CHECKING:
     from ..pretrain.callbacks import Callback
+    from .stop_signals import StopSignals
 
 
 def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
@@ -18,10 +19,10 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 
     Started by torchrun or `plait launch`, this is one rank of many.
     """
-    run_as_rank(lambda: _train(config, overrides))
+    run_as_rank(lambda signals: _train(config, overrides, signals))
 
 
-def _train(config: str, overrides: list[str] | None) -> None:
+def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> None:
     from rich.console import Console
 
     from ..parallel.processes import start_processes, stop_processes
@@ -49,16 +50,18 @@ def _train(config: str, overrides: list[str] | None) -> None:
             callbacks += [MetricsFile(), *([TensorBoard()] if settings.log.tensorboard else [])]
             callbacks.append(Progress(console))
         callbacks += [Checkpointing(), Heartbeat(watchdog, "the callbacks of ")]
-        trainer = Trainer(settings, callbacks)
+        trainer = Trainer(settings, callbacks, lambda: signals.asked)
         finished = trainer.run()
         stop_processes()
-    step = trainer.state.step
+    step, steps, reason = trainer.state.step, settings.train.steps, trainer.stopping.reason
     if finished:
         console.print(f"[bold green]finished[/] at step {step}; everything is in {folder.path}")
     else:
-        console.print(
-            f"[yellow]stopped[/] at step {step} of {settings.train.steps}; the same command goes on"
-        )
+        why = f": {reason}" if reason else ""
+        console.print(f"[yellow]stopped[/] at step {step} of {steps}{why}; the same command goes on")
+    # torchrun would take any other status for a failure, and start the ranks anew.
+    if reason and not finished and "RANK" not in os.environ:
+        raise typer.Exit(STOPPED)
 
 
 def plot(

@@ -5,9 +5,10 @@ message that names the key and the remedy. `pretrain/config_file.py` reads them 
 """
 
 import math
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from ..parallel.axes import AXES, num_ranks
 from .layout import check_layout
@@ -33,6 +34,19 @@ __all__ = [
 Count = Annotated[int, Field(ge=1)]
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Activation = Literal["squared_relu", "swiglu"]
+
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _seconds(value: Any) -> Any:
+    """Seconds, as a number or as in 11h50m."""
+    if not isinstance(value, str) or not re.fullmatch(r"(\d+[dhms])+", value):
+        return value
+    return sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([dhms])", value))
+
+
+Duration = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_seconds)]
 
 
 class Section(BaseModel):
@@ -246,6 +260,9 @@ class TrainConfig(Section):
     """Optimizer steps of the whole schedule."""
     stop_at: Count | None = None
     """End at this step, with a checkpoint, as if interrupted: the schedule stays that of ``steps``."""
+    time_limit: Duration | None = None
+    """Stop, with a checkpoint, after the step during which this time has passed since the command's start:
+    seconds, or as in 11h50m. Leave room for a step and a save before whoever set the limit loses patience."""
     batch_size: Count
     """Sequences a step, over all ranks."""
     micro_batch_size: Count | None = None

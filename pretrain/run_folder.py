@@ -5,6 +5,7 @@ import io
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ..errors import UserError
 from .config import Config
 from .config_file import dump_config, load_config
 
-__all__ = ["RunFolder", "read_metrics"]
+__all__ = ["RunFolder", "read_metrics", "read_status", "write_status"]
 
 
 class RunFolder:
@@ -61,6 +62,15 @@ class RunFolder:
     @property
     def tokenizer_file(self) -> Path:
         return self.path / "tokenizer.model"
+
+    @property
+    def stop_file(self) -> Path:
+        """Whoever makes it asks the run to stop."""
+        return self.path / "stop"
+
+    @property
+    def status_file(self) -> Path:
+        return self.path / "status.json"
 
     def log_file(self, rank: int) -> Path:
         return self.path / "logs" / f"rank-{rank:05d}.log"
@@ -150,6 +160,25 @@ class RunFolder:
                 load_tokenizer(source).save_into(self.path)
         if theirs and self.tokenizer() is None:
             theirs.save_into(self.path)
+
+
+def write_status(folder: RunFolder, state: str, step: int, reason: str | None = None) -> None:
+    """Say how a run stands, for who looks at its folder.
+
+    Args:
+        state: running, finished, stopped (the same command goes on) or failed.
+    """
+    status = {"state": state, "step": step, "reason": reason, "time": time.time()}
+    _write_whole(folder.status_file, json.dumps(status) + "\n")
+
+
+def read_status(folder: RunFolder) -> dict[str, Any]:
+    """What `write_status` wrote last; nothing where it never did."""
+    try:
+        status = json.loads(folder.status_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

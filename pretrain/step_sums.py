@@ -25,11 +25,17 @@ class StepSums:
     """Sum over tokens of the entropy of the router's scores, in nats, for each layer that has experts."""
     state_squares: list[float]
     """Sum of squares of the SSM states after the sequences' last tokens, for each layer that has them."""
+    wishes: list[float]
+    """See `Stopping`."""
 
 
 @torch.no_grad()
-def sum_parts(parts: Sequence[LossParts], mesh: Mesh) -> StepSums:
-    """Add up what the micro-batches of a step gave on all ranks; every rank gets the same."""
+def sum_parts(parts: Sequence[LossParts], mesh: Mesh, wishes: Sequence[float] = ()) -> StepSums:
+    """Add up what the micro-batches of a step gave on all ranks; every rank gets the same.
+
+    Args:
+        wishes: numbers of this rank that are added up along.
+    """
     names = list(parts[0].extra)
     # The ranks of tp all know the loss of the tokens that they share.
     known = 1.0 if mesh.tp.place == 0 else 0.0
@@ -44,9 +50,10 @@ def sum_parts(parts: Sequence[LossParts], mesh: Mesh) -> StepSums:
     squares = _by_layer(
         [[r.state_square for r in part.reports if r.state_square is not None] for part in parts]
     )
-    pieces = [torch.stack(scalars), *counts, *(number[None] for number in [*entropies, *squares])]
+    asked = torch.tensor(wishes, dtype=torch.float64, device=scalars[0].device)
+    pieces = [torch.stack(scalars), asked, *counts, *(number[None] for number in [*entropies, *squares])]
     flat = sum_in_place(torch.cat([piece.double() for piece in pieces]), mesh.axes["world"])
-    first, *rest = flat.split([piece.numel() for piece in pieces])
+    first, asked, *rest = flat.split([piece.numel() for piece in pieces])
     loss, *extra = first.tolist()
     numbers = [float(number) for number in rest[len(counts) :]]
     return StepSums(
@@ -55,6 +62,7 @@ def sum_parts(parts: Sequence[LossParts], mesh: Mesh) -> StepSums:
         rest[: len(counts)],
         numbers[: len(entropies)],
         numbers[len(entropies) :],
+        asked.tolist(),
     )
 
 

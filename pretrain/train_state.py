@@ -25,6 +25,7 @@ FREE = (
     "run.dir",
     "train.steps",
     "train.stop_at",
+    "train.time_limit",
     "train.micro_batch_size",
     "train.device",
     "train.activation_checkpointing",

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,10 @@ from .micro_batches import Arrays, cut_batch
 from .model import build_model
 from .optimizer import build_optimizer, clip_gradients, learning_rate
 from .ranks import device_of, mesh_of
-from .run_folder import RunFolder
+from .run_folder import RunFolder, write_status
 from .sharding import shard_model
 from .step_sums import StepSums, sum_parts
+from .stopping import Stopping
 from .train_state import TrainState, changed_keys
 
 __all__ = ["Trainer"]
@@ -48,31 +49,41 @@ class Trainer:
         state: model, optimizer and counters; what a checkpoint holds.
         resumed_from: the step it was taken up at, or None for a new run.
         failed: whether an error ended the loop; the other ranks may not be there any more.
+        stopping: why it ends before its last step.
         begun_from: where a new run's weights come from; None where they come from the seed.
 
     Raises:
         UserError: anything in the config, the data or the folder that its maker can mend.
     """
 
-    def __init__(self, config: Config, callbacks: Sequence[Callback] = ()) -> None:
+    def __init__(
+        self,
+        config: Config,
+        callbacks: Sequence[Callback] = (),
+        signalled: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self.config, self.callbacks = config, list(callbacks)
         self.failed = False
         self.device = device_of(config)
         self.mesh = mesh_of(config).connect(self.device)
         self.dtype = getattr(torch, config.train.dtype)
         self.folder = RunFolder(config.run.dir)
+        first = self.mesh.rank == 0
+        self.stopping = Stopping(
+            self.folder.stop_file if first else None, config.train.time_limit if first else None, signalled
+        )
         self.checkpoints = Checkpoints(
             self.folder.checkpoints,
             keep=config.checkpoint.keep,
             background=config.checkpoint.async_,
             warn=logger.warning,
         )
-        self._lock = self.folder.lock() if self.mesh.rank == 0 else None
+        self._lock = self.folder.lock() if first else None
         sources, _ = open_blend(config.data.blend)
         newest = self._newest_checkpoint()
         changes = changed_keys(newest, config) if newest else {}
         initial = None if newest else find_initial_weights(config)
-        if self.mesh.rank == 0:
+        if first:
             self.folder.prepare(config, initial.folder if initial else None)
         model = build_model(
             config.model,
@@ -94,16 +105,19 @@ class Trainer:
 
     @property
     def last_step(self) -> int:
-        """The step this run of the command ends at."""
+        """The step this run of the command ends at, as far as is known."""
+        if self.stopping.reason is not None:
+            return self.state.step
         return min(self.config.train.steps, self.config.train.stop_at or self.config.train.steps)
 
     def run(self) -> bool:
-        """Train to the last step; returns whether the schedule is finished."""
+        """Train to the last step, or until asked to stop; returns whether the schedule is finished."""
         config, state = self.config, self.state
         logger.info("from step %d to %d, %s", state.step, self.last_step, self.device)
         self._flops = flops_per_token(config.model, config.data.seq_len)
         self._peak = peak_flops(self.device, self.dtype) * self.mesh.world_size
         began = []
+        self._tell("running")
         try:
             for callback in self.callbacks:
                 began.append(callback)
@@ -119,12 +133,20 @@ class Trainer:
                         callback.step(self, metrics)
         except BaseException:
             self.failed = True
+            self._tell("failed")
             raise
         finally:
             for callback in began:
                 callback.end(self)
             self.close()
-        return state.step >= config.train.steps
+        self.stopping.obeyed()
+        finished = state.step >= config.train.steps
+        self._tell("finished" if finished else "stopped")
+        return finished
+
+    def _tell(self, state: str) -> None:
+        if self.mesh.rank == 0:
+            write_status(self.folder, state, self.state.step, self.stopping.reason)
 
     def close(self) -> None:
         """Let go of the run's folder; `run` does so at its end."""
@@ -142,7 +164,7 @@ class Trainer:
             state.model, self.micro_batches(batch), counts, dtype=self.dtype, z_loss=config.train.z_loss
         )
         norm = float(clip_gradients(state.model, self.mesh, config.optim.clip))
-        sums = sum_parts(parts, self.mesh)
+        sums = sum_parts(parts, self.mesh, self.stopping.wishes())
         loss = sums.loss
         if not (math.isfinite(norm) and math.isfinite(loss)):
             # Before the optimizer sees it: what the last checkpoint holds is sound.
@@ -155,6 +177,7 @@ class Trainer:
         loads = self._balance_experts(sums, counts)
         state.step += 1
         state.tokens += counts.tokens
+        self.stopping.hear(sums.wishes)
         return {
             "step": state.step,
             "loss": loss,

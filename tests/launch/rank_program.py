@@ -96,4 +96,4 @@ if __name__ == "__main__":
         folder = Path(rest[1])
         command = [sys.executable, __file__, "rank", deed, str(folder)]
         sys.exit(launch_ranks(command, int(rest[0]), folder))
-    run_as_rank(lambda: main(deed, Path(rest[0])))
+    run_as_rank(lambda signals: main(deed, Path(rest[0])))

@@ -106,12 +106,19 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(tmp_path):
     assert time.monotonic() - began < 30
 
 
-def test_ctrl_c_ends_all_ranks_in_one_line(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_all_ranks_at_once(tmp_path, number):
+    """These ranks would never get to the end of a step."""
     process = start_waiting(tmp_path)
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(number)
     _, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, err) == (130, "plait: ended by SIGINT; the same command goes on\n")
+    assert process.returncode == 128 + number
+    assert err.splitlines()[-1] == f"plait: ended by {number.name}; the same command goes on"
+    assert ("Ctrl-C again ends at once" in err) == (number == signal.SIGINT)
     # An idle machine takes half a second.
     assert time.monotonic() - began < 10
 

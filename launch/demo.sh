@@ -32,8 +32,9 @@ printf '\033[?25hkilled after step %s\n' "$(wc -l <"$run/metrics.jsonl")"
 say "3. The same command goes on from the last whole checkpoint, to the bit"
 show plait launch local configs/demo.yaml parallel.sp=2
 
-say "4. The loss curve, and the export to Hugging Face's format"
+say "4. The loss curve, how even the experts are, and the export to Hugging Face's format"
 show plait plot "$run"
+show plait plot "$run" --metric max_violation
 show plait export "$run" "$run/hf"
 
 say "5. transformers reads the export and goes on writing"
@@ -64,6 +65,7 @@ PYTHON
 say "Done in $((SECONDS - began)) s"
 cat <<NEXT
   loss curve     $run/loss.png
+  balance        $run/max_violation.png (0 is even; 1: the fullest expert has twice the mean)
   TensorBoard    .venv/bin/tensorboard --logdir $run/tensorboard
   the model      $run/hf  (AutoModelForCausalLM.from_pretrained)
   the run        $run     (config.yaml, metrics.jsonl, checkpoints/)

@@ -16,9 +16,9 @@ mkdir -p corpora
 show plait data tokenizer corpora/stdlib.model --corpus stdlib --vocab-size 4096
 show plait data build "$corpus" --corpus stdlib --tokenizer corpora/stdlib.model
 
-say "2. A hybrid of Mamba-2, attention, MLP and experts learns on two ranks, each with half of every sequence"
-printf '\033[2m$ plait launch local configs/demo.yaml parallel.sp=2\033[0m\n'
-plait launch local configs/demo.yaml parallel.sp=2 &
+say "2. A hybrid of Mamba-2, attention, MLP and experts learns on two ranks, each with half of every sequence and of the experts"
+printf '\033[2m$ plait launch local configs/demo.yaml parallel.sp=2 parallel.ep=2\033[0m\n'
+plait launch local configs/demo.yaml parallel.sp=2 parallel.ep=2 &
 launcher=$!
 until [ -f "$run/metrics.jsonl" ] && [ "$(wc -l <"$run/metrics.jsonl")" -ge 90 ]; do
     kill -0 "$launcher" 2>/dev/null || { wait "$launcher"; exit 1; }
@@ -30,7 +30,7 @@ wait "$launcher" || true
 printf '\033[?25hkilled after step %s\n' "$(wc -l <"$run/metrics.jsonl")"
 
 say "3. The same command goes on from the last whole checkpoint, to the bit"
-show plait launch local configs/demo.yaml parallel.sp=2
+show plait launch local configs/demo.yaml parallel.sp=2 parallel.ep=2
 
 say "4. The loss curve, how even the experts are, and the export to Hugging Face's format"
 show plait plot "$run"

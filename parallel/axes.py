@@ -15,5 +15,6 @@ def num_ranks(sizes: Mapping[str, int]) -> int:
 
 
 def describe_layout(sizes: Mapping[str, int]) -> str:
-    """The axes that have more than one rank."""
-    return " x ".join(f"{axis} {sizes[axis]}" for axis in (*AXES, "ep") if sizes[axis] > 1) or "one rank"
+    """The axes that have more than one rank; `ep` apart, which is no factor of their number."""
+    product = " x ".join(f"{axis} {sizes[axis]}" for axis in AXES if sizes[axis] > 1) or "one rank"
+    return f"{product}, ep {sizes['ep']}" if sizes["ep"] > 1 else product

@@ -71,8 +71,8 @@ def show_checkpoint(folder: RunFolder, checkpoint: Checkpoint) -> None:
     facts["pattern"] = flatten_config(_config(checkpoint)).get("model.pattern")
     facts["loss"] = loss
     for key, value in manifest.facts.items():
-        if key == "plan" and isinstance(value, dict):
-            count = len(value.get("stages", ()))
+        if key == "plan" and isinstance(value, dict) and isinstance(value.get("stages"), list):
+            count = len(value["stages"])
             value = f"{count} stage{'s' if count != 1 else ''}"
         if key not in ("config", "step"):
             facts[key.replace("_", " ")] = f"{value:,}" if type(value) is int else value
@@ -87,7 +87,7 @@ def show_checkpoint(folder: RunFolder, checkpoint: Checkpoint) -> None:
     files = _table("file", "size", "sha256")
     files.columns[1].justify = "right"
     for record in manifest.files.values():
-        files.add_row(record.name, readable_size(record.size), f"{record.sha256[:16]}…")
+        files.add_row(record.name, readable_size(record.size), escape(f"{record.sha256[:16]}…"))
     _print_table(console, files)
     console.print()
     groups: dict[str, tuple[int, int, set[str]]] = {}
@@ -162,7 +162,10 @@ def _layout(checkpoint: Checkpoint) -> str | None:
 
 
 def _time(moment: datetime) -> str:
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError):  # at the ends of the calendar, which no save is from
+        return moment.isoformat()
 
 
 def _named(names: list[str], between: str = ", ") -> str:

@@ -23,14 +23,14 @@ class Checkpointing(Callback):
 
     def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
         step, last = metrics["step"], metrics["step"] == trainer.last_step
-        due = last or step % trainer.config.checkpoint.every == 0
-        if due or not trainer.checkpoints.writing:
-            try:
-                trainer.checkpoints.wait()
-            except CheckpointError as error:
-                logger.warning("%s", error)
-        if not due:
+        if step % trainer.config.checkpoint.every and not last:
+            if refusal := trainer.checkpoints.refusal():
+                logger.warning("%s", refusal)
             return
+        try:
+            trainer.checkpoints.wait()
+        except CheckpointError as error:
+            logger.warning("%s", error)
         try:
             state = trainer.state
             trainer.checkpoints.save(step, state.tensors(), state.facts(trainer.config))

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 
 from .catalogue import in_order, print_warning, superfluous, survey, whole_checkpoints
-from .files import check_free_space, not_written
+from .files import CheckpointError, check_free_space, not_written
 from .filling import first_cause, silence_single_process_warning
 from .folders import folder_name, publish, remove, temporary_name, tidy
 from .manifest import write_manifest
@@ -130,10 +130,13 @@ class Checkpoints:
             failure, self._failure = self._failure, None
             raise failure
 
-    @property
-    def writing(self) -> bool:
-        """Whether a save is under way; where none is, `wait` returns or raises at once."""
-        return self._thread is not None and self._thread.is_alive()
+    def refusal(self) -> CheckpointError | None:
+        """Why the last save is not there, where the disk or the folder refused it; does not wait for one
+        that is under way. Told once, by this or by `wait`."""
+        if not isinstance(self._failure, CheckpointError):
+            return None
+        refusal, self._failure = self._failure, None
+        return refusal
 
     def all(self) -> list[Checkpoint]:
         """All whole checkpoints in the order they were saved, the newest last."""

@@ -135,7 +135,7 @@ def check_free_space(folder: Path, needed: int, target: Path) -> None:
         raise not_written(
             target,
             f"it takes {needed:,} bytes and {usage.free:,} are free",
-            "make room, or lower checkpoint.keep",
+            REMEDIES[errno.ENOSPC],
         )
 
 

@@ -193,6 +193,7 @@ def test_prune_keeps_away_from_a_run_that_trains(run: Path, plait: Plait) -> Non
         code, _, error = plait("prune", run, "--keep", 1)
         assert code == 2
         assert "another process is training here" in error
+        assert (run / ".lock").read_text().split()[0] == str(os.getpid())
         assert plait("prune", run, "--keep", 1, "--dry-run")[0] == 0
     assert steps(run) == [2, 4, 6, 8]
 

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import UserError
 from . import (
+    checkpoint_commands,
     config_commands,
     data_commands,
     evaluate_command,
@@ -34,6 +35,7 @@ app.add_typer(config_commands.app, name="config")
 app.command()(train_commands.train)
 app.add_typer(launch_commands.app, name="launch")
 app.command()(train_commands.plot)
+app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.command()(export_command.export)
 app.add_typer(import_command.app, name="import")
 app.command()(generate_command.generate)

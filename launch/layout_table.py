@@ -13,6 +13,7 @@ from ..parallel.state_passing import choose_exchange
 from ..pretrain.config import Config
 from ..pretrain.layout_messages import Message, layer_messages, outer_messages
 from ..pretrain.layout_parts import Holding, Parts
+from .sizes import readable_size
 
 __all__ = ["show_layout"]
 
@@ -74,7 +75,7 @@ def _facts(parts: Parts) -> RenderableType:
     if "E" in letters and parts.ranks > 1:
         grid.add_row("experts", _experts(parts))
     if parts.units and parts.micro_rows < parts.rows:
-        whole = _size(sum(unit.gradient for unit in parts.units))
+        whole = readable_size(sum(unit.gradient for unit in parts.units))
         grid.add_row("gradients", f"not cut until the last micro-batch: {whole}")
     return grid
 
@@ -97,8 +98,8 @@ def _gathering(parts: Parts) -> str:
     letter = parts.config.model.layers[layer.layer]
     stays = "embedding" if parts.config.model.tie_embeddings else "head"
     return (
-        f"cut over {_fsdp_axes(parts)}; gathered while it computes: {_size(layer.gathered)} at most "
-        f"(layer {layer.layer}, {letter}), and {_size(last.gathered)} all the while (the {stays})"
+        f"cut over {_fsdp_axes(parts)}; gathered while it computes: {readable_size(layer.gathered)} at most "
+        f"(layer {layer.layer}, {letter}), and {readable_size(last.gathered)} all the while (the {stays})"
     )
 
 
@@ -113,7 +114,7 @@ def _experts(parts: Parts) -> str:
     gathered = max(unit.gathered for unit in parts.units_over("efsdp"))
     return (
         f"{held} on a rank; cut over the {sharers:,} ranks that have the same, and gathered while they "
-        f"compute: {_size(gathered)} a layer"
+        f"compute: {readable_size(gathered)} a layer"
     )
 
 
@@ -146,14 +147,13 @@ def _of_parameters(parts: Parts) -> str:
     for name, axes in (("fsdp", _fsdp_axes(parts)), ("efsdp", "those with the same experts")):
         if parts.mesh.size(name) > 1 and (units := parts.units_over(name)):
             gathered, reduced = (
-                sum(getattr(u, which) for u in units) for which in ("gather_sent", "reduce_sent")
+                readable_size(sum(getattr(u, which) for u in units))
+                for which in ("gather_sent", "reduce_sent")
             )
-            said.append(
-                f"{axes}: gather {_size(gathered)}, and once a step scatter of the gradients {_size(reduced)}"
-            )
+            said.append(f"{axes}: gather {gathered}, and once a step scatter of the gradients {reduced}")
     if (copies := parts.mesh.sizes["dp_replicate"]) > 1:
         summed = 2 * (copies - 1) * parts.of(0).parameter_bytes // copies
-        said.append(f"dp_replicate: once a step sum of the gradients {_size(summed)}")
+        said.append(f"dp_replicate: once a step sum of the gradients {readable_size(summed)}")
     return "; ".join(said)
 
 
@@ -162,7 +162,7 @@ def _sentence(messages: list[Message]) -> str:
     by_axis: dict[str, list[str]] = {}
     for message in messages:
         name = {"tokens": "sp x tp"}.get(message.axis, message.axis)
-        by_axis.setdefault(name, []).append(f"{message.what} {_size(message.sent)}")
+        by_axis.setdefault(name, []).append(f"{message.what} {readable_size(message.sent)}")
     return "; ".join(f"{axis}: {', '.join(said)}" for axis, said in by_axis.items()) or "nothing"
 
 
@@ -205,8 +205,8 @@ def _row(holding: Holding, axes: list[str], tp: bool, padded: bool, experts: boo
         *([_span(holding.stream)] if tp else []),
         *([str(holding.padding)] if padded else []),
         *([_span(holding.experts)] if experts else []),
-        _size(holding.parameter_bytes),
-        _size(holding.optimizer_bytes),
+        readable_size(holding.parameter_bytes),
+        readable_size(holding.optimizer_bytes),
     ]
 
 
@@ -215,14 +215,3 @@ def _span(indices: range) -> str:
     if len(indices) < 2:
         return str(indices.start) if indices else "none"
     return f"{indices.start}..{indices.stop - 1}"
-
-
-def _size(count: float) -> str:
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB"):
-        count /= 1000
-        # What rounds to 1000 is one of the next unit.
-        if count < 999.5 or unit == "TB":
-            break
-    return f"{count:,.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {unit}"

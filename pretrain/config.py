@@ -343,12 +343,24 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step is always saved."""
     keep: Count = 3
     """How many of the newest checkpoints stay on disk."""
+    keep_every: Count | None = None
+    """Checkpoints at multiples of so many steps stay for ever, beside the newest; null means none do."""
     async_: Annotated[bool, Field(alias="async")] = True
     """Write in the background while training goes on."""
     init_from: Annotated[str, Field(min_length=1)] | None = None
     """A run, or RUN@STEP, whose weights this one begins with: model and routers' biases, with a fresh
     optimizer, schedule and order of data. What the config leaves out of ``model`` is that run's. Without
     effect once this run has a checkpoint of its own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.keep_every is not None and self.keep_every % self.every:
+            nearest = max(1, round(self.keep_every / self.every)) * self.every
+            raise ValueError(
+                f"checkpoint.keep_every = {self.keep_every} is no multiple of checkpoint.every = "
+                f"{self.every}, so that few of its steps are saved; set it to {nearest}"
+            )
+        return self
 
 
 class LogConfig(Section):

@@ -19,6 +19,7 @@ __all__ = [
     "dump_config",
     "dump_model",
     "find_config",
+    "flatten_config",
     "load_config",
     "parse_config",
     "parse_model",
@@ -110,6 +111,17 @@ def dump_model(model: ModelConfig) -> str:
 def dump_config(config: Config) -> str:
     """The config as YAML, complete with defaults; :func:`load_config` reads it back to an equal one."""
     return yaml.dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)
+
+
+def flatten_config(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config's tree of keys with dotted ones: ``model.mamba.num_heads``; a blend stays one value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and key != "blend":
+            flat |= flatten_config(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from ..errors import UserError
 from .checkpoint import Checkpoint
 from .config import Config, ModelConfig
 from .config_file import parse_model
-from .loading import find_checkpoint
+from .named_checkpoints import find_checkpoint
 from .pattern import LETTERS
 from .run_folder import RunFolder
 from .train_state import CARRIED, TrainState, empty_carried, word_differences

@@ -1,25 +1,21 @@
 """A model ready to be used: found by RUN or RUN@STEP, loaded, and held as it computes."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import yaml
 
 from ..data.tokenizer import Tokenizer
-from ..errors import UserError
-from .checkpoint import Checkpoint, Checkpoints
 from .config import Config, ModelConfig
 from .config_file import parse_config, parse_model
 from .model import Hybrid
+from .named_checkpoints import find_checkpoint
 from .run_folder import RunFolder
 
 __all__ = [
     "LoadedModel",
     "LoadedRun",
-    "choose_checkpoint",
     "empty_model",
-    "find_checkpoint",
     "held_as_computed",
     "load_run",
 ]
@@ -76,40 +72,6 @@ def load_run(reference: str, *, dtype: str | None = None) -> LoadedRun:
         checkpoint.step,
         config,
     )
-
-
-def find_checkpoint(reference: str) -> tuple[RunFolder, Checkpoint]:
-    """The run and the checkpoint that RUN or RUN@STEP means.
-
-    Raises:
-        UserError: no such run, or no whole checkpoint of that step.
-    """
-    path, step = reference, None
-    if "@" in reference and not Path(reference).is_dir():
-        path, _, step = reference.rpartition("@")
-    folder = RunFolder.open(path)
-    return folder, choose_checkpoint(folder, step)
-
-
-def choose_checkpoint(folder: RunFolder, step: str | None, *, remedy: str = "train on") -> Checkpoint:
-    """A run's checkpoint of a step, or its newest.
-
-    Args:
-        remedy: what to do where there is none yet; closes the error's line.
-
-    Raises:
-        UserError: no whole checkpoint, or none of that step.
-    """
-    found = Checkpoints(folder.checkpoints).all()
-    if not found:
-        raise UserError(f"{folder.path}: holds no whole checkpoint yet; {remedy}")
-    if step is None:
-        return found[-1]
-    for checkpoint in found:
-        if str(checkpoint.step) == step:
-            return checkpoint
-    steps = ", ".join(str(checkpoint.step) for checkpoint in found)
-    raise UserError(f"{folder.path}: holds no checkpoint of step {step}; choose one of {steps}")
 
 
 def empty_model(config: ModelConfig, dtype: torch.dtype) -> Hybrid:

@@ -103,7 +103,8 @@ class RunFolder:
             UserError: a process is training here.
         """
         self.make()
-        file = (self.path / ".lock").open("w", encoding="utf-8")
+        # Not emptied before it is ours: it says who trains here.
+        file = (self.path / ".lock").open("a", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -112,6 +113,7 @@ class RunFolder:
                 f"run.dir = {self.path}: another process is training here; wait for it, or "
                 "choose another folder"
             ) from None
+        file.truncate(0)
         file.write(f"{os.getpid()} {socket.gethostname()}\n")
         file.flush()
         return file

@@ -14,7 +14,7 @@ from ..data.mixture import Plan, Source
 from ..errors import UserError
 from .checkpoint import Checkpoint
 from .config import Config
-from .config_file import dump_config
+from .config_file import dump_config, flatten_config
 from .model import Hybrid
 
 __all__ = ["CARRIED", "TrainState", "changed_keys", "empty_carried", "word_differences"]
@@ -140,8 +140,8 @@ def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any,
             f"run.dir = {run} is an imported model, and no training to go on with; set checkpoint.init_from "
             f"= {run} and another run.dir"
         )
-    then = _flatten(yaml.safe_load(checkpoint.manifest.facts["config"]))
-    now = _flatten(yaml.safe_load(dump_config(config)))
+    then = flatten_config(yaml.safe_load(checkpoint.manifest.facts["config"]))
+    now = flatten_config(yaml.safe_load(dump_config(config)))
     changed = {
         key: (then.get(key), now.get(key))
         for key in sorted(then.keys() | now.keys())
@@ -165,13 +165,3 @@ def word_differences(differ: Mapping[str, tuple[Any, Any]], one: str, other: str
     """Keys and their two values for an error's line, the first four; `one` and `other` say whose they are."""
     shown = ", ".join(f"{key} = {a} {one} and {b} {other}" for key, (a, b) in islice(differ.items(), 4))
     return shown + (f" and {len(differ) - 4} more" if len(differ) > 4 else "")
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and key != "blend":
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

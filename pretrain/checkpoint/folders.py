@@ -14,8 +14,8 @@ import shutil
 from pathlib import Path
 
 from ...errors import UserError
+from .files import sync_folder
 from .manifest import read_manifest
-from .storage import sync_folder
 
 __all__ = ["folder_name", "folder_step", "publish", "remove", "temporary_name", "tidy"]
 

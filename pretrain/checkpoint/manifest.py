@@ -10,16 +10,15 @@ import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ... import __version__
 from ...errors import UserError
-from .storage import FileRecord, write_file
+from .files import FileRecord, write_file
 
-__all__ = ["MANIFEST_FILE", "Manifest", "read_manifest", "write_manifest"]
+__all__ = ["MANIFEST_FILE", "Manifest", "check_size", "parse_manifest", "read_manifest", "write_manifest"]
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
@@ -39,6 +38,8 @@ class Manifest:
     files: dict[str, FileRecord]
     versions: dict[str, str]
     """Of plait, torch and python, when it was saved."""
+    saved: datetime
+    """When it was written, in UTC."""
 
 
 def write_manifest(
@@ -49,10 +50,13 @@ def write_manifest(
     Args:
         facts: as JSON gives them back: string keys, lists instead of tuples, finite numbers.
     """
+    import torch
+
     body = {
         "format": FORMAT,
         "step": step,
         "serial": serial,
+        "saved": datetime.now(UTC).isoformat(timespec="seconds"),
         "facts": facts,
         "files": {record.name: {"size": record.size, "sha256": record.sha256} for record in files.values()},
         "versions": {
@@ -69,6 +73,18 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         UserError: it is missing or damaged, or a file is missing or cut short.
+    """
+    manifest = parse_manifest(folder)
+    for record in manifest.files.values():
+        check_size(folder, record)
+    return manifest
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json` and believe it.
+
+    Raises:
+        UserError: it is missing or damaged.
     """
     path = folder / MANIFEST_FILE
     try:
@@ -89,17 +105,24 @@ def read_manifest(folder: Path) -> Manifest:
             name: FileRecord(name, int(entry["size"]), str(entry["sha256"]))
             for name, entry in body["files"].items()
         }
-        manifest = Manifest(
-            int(body["step"]), int(body["serial"]), dict(body["facts"]), files, dict(body["versions"])
+        return Manifest(
+            int(body["step"]),
+            int(body["serial"]),
+            dict(body["facts"]),
+            files,
+            dict(body["versions"]),
+            # Earlier manifests do not say when.
+            datetime.fromisoformat(body["saved"]) if "saved" in body else _modified(path),
         )
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OSError):
         raise UserError(f"{path}: not a manifest that plait wrote; use another checkpoint") from None
-    for record in files.values():
-        _check_size(folder, record)
-    return manifest
 
 
-def _check_size(folder: Path, record: FileRecord) -> None:
+def check_size(folder: Path, record: FileRecord) -> None:
+    """
+    Raises:
+        UserError: the file is none of a checkpoint, missing, or of another length.
+    """
     if not FILE.fullmatch(record.name):
         raise UserError(
             f"{folder / MANIFEST_FILE}: lists {record.name[:80]!r}, which is no file of a checkpoint"
@@ -111,6 +134,10 @@ def _check_size(folder: Path, record: FileRecord) -> None:
         raise UserError(f"{path}: {error.strerror}; use another checkpoint") from None
     if size != record.size:
         raise UserError(f"{path}: has {size} of {record.size} bytes; use another checkpoint")
+
+
+def _modified(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

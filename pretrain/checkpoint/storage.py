@@ -7,11 +7,11 @@ for. `metadata.json` says where each lies (`index.py`). Nothing is pickled or un
 """
 
 import dataclasses
-import hashlib
+import errno
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -39,6 +39,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from ...errors import UserError
+from .files import FileRecord, HashingFile, read_back, write_file
 from .index import (
     ALIGNMENT,
     DTYPES,
@@ -49,19 +50,10 @@ from .index import (
     read_index,
 )
 
-__all__ = ["FileRecord", "RankFileReader", "RankFileWriter", "sync_folder", "write_file"]
+__all__ = ["RankFileReader", "RankFileWriter", "planned_bytes"]
 
-PIECE = 4 << 20
-"""Bytes hashed and written at a time: small enough to be still in the cache for the second of the two."""
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a complete file looks like."""
-
-    name: str
-    size: int
-    sha256: str
+INDEX_ENTRY = 512
+"""Bytes that `metadata.json` takes for a chunk, at most."""
 
 
 @dataclass(frozen=True)
@@ -73,55 +65,8 @@ class _Place:
     length: int
 
 
-class _HashingFile:
-    """A new file that knows its checksum as it grows and reaches the disk before it is closed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size = 0
-        self._hash = hashlib.sha256()
-        self._stream = open(path, "xb")  # noqa: SIM115
-
-    def __enter__(self) -> "_HashingFile":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stream.close()
-
-    def append(self, data: memoryview | bytes) -> None:
-        for start in range(0, len(data), PIECE):
-            piece = data[start : start + PIECE]
-            self._hash.update(piece)
-            self._stream.write(piece)
-        self.size += len(data)
-
-    def pad(self) -> None:
-        self.append(bytes(-self.size % ALIGNMENT))
-
-    def finish(self) -> FileRecord:
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        return FileRecord(self.path.name, self.size, self._hash.hexdigest())
-
-
-def write_file(path: Path, text: str) -> FileRecord:
-    """Write a new text file, down to the disk."""
-    with _HashingFile(path) as file:
-        file.append(text.encode())
-        return file.finish()
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the folder's entries, such as a rename within it, to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class RankFileWriter(StorageWriter):
-    """Writes into one folder that all ranks share.
+    """Writes into one folder that all ranks share; each rank reads back what it wrote.
 
     A subclass may prepare the folder in `prepare_global_plan` and complete it in `finish`: both run
     on the coordinator alone, before any rank writes and after all have.
@@ -171,15 +116,17 @@ class RankFileWriter(StorageWriter):
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         self.folder.mkdir(parents=True, exist_ok=True)
         spans = []
-        with _HashingFile(self.folder / plan.storage_data) as file:
+        path = self.folder / plan.storage_data
+        with HashingFile(path) as file:
             for item in plan.items:
                 tensor = planner.resolve_data(item)
                 assert isinstance(tensor, Tensor)
-                file.pad()
+                file.pad(ALIGNMENT)
                 position = file.size
                 file.append(_bytes_of(tensor))
                 spans.append((item.index, position, file.size - position))
             record = file.finish()
+        read_back(path, record)
         return [
             WriteResult(index, length, _Place(record, position, length)) for index, position, length in spans
         ]
@@ -192,6 +139,8 @@ class RankFileWriter(StorageWriter):
         self.files[record.name] = record
 
     def _check_all_arrived(self) -> None:
+        if not self.folder.is_dir():
+            raise OSError(errno.ENOENT, f"{self.folder.name} was removed while it was written")
         for record in self.files.values():
             path = self.folder / record.name
             if not path.is_file() or path.stat().st_size != record.size:
@@ -307,6 +256,18 @@ class RankFileReader(StorageReader):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         return "://" not in str(checkpoint_id)
+
+
+def planned_bytes(plans: Sequence[SavePlan]) -> int:
+    """What all ranks together are about to write, with what the index says of it; a little too much."""
+    total = 0
+    for plan in plans:
+        for item in plan.items:
+            data = item.tensor_data
+            assert data is not None
+            total += data.chunk.sizes.numel() * data.properties.dtype.itemsize + ALIGNMENT
+            total += len(item.index.fqn) + INDEX_ENTRY
+    return total
 
 
 def _index(metadata: Metadata, places: Mapping[MetadataIndex, _Place]) -> dict[str, StoredTensor]:

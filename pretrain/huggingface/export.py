@@ -18,8 +18,9 @@ from ..checkpoint import Checkpoint
 from ..config import Config, ModelConfig
 from ..config_file import parse_config
 from ..initial_weights import model_of
-from ..loading import choose_checkpoint, empty_model
+from ..loading import empty_model
 from ..model import Hybrid
+from ..named_checkpoints import choose_checkpoint
 from ..run_folder import RunFolder, read_metrics
 from ..train_state import CARRIED, empty_carried
 from .card import Facts, model_card

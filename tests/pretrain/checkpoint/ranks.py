@@ -6,6 +6,7 @@ Arguments: folder, rank, number of ranks. The folder holds `one/`, saved by one 
 import errno
 import os
 import sys
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from plait.pretrain.checkpoint import CheckpointError, Checkpoints, storage
+from plait.pretrain.checkpoint import CheckpointError, Checkpoints, files, storage
+
+Usage = namedtuple("Usage", "total used free")
 
 
 def whole_tensors() -> dict[str, Tensor]:
@@ -87,6 +90,7 @@ def check_saved_by_many(folder: Path, mesh: DeviceMesh) -> None:
         newest.load_into(tensors)
         assert_whole(tensors)
     check_failure_reaches_all(checkpoints, mesh)
+    check_free_space_is_that_of_all(checkpoints, mesh)
 
 
 def check_failure_reaches_all(checkpoints: Checkpoints, mesh: DeviceMesh) -> None:
@@ -100,6 +104,21 @@ def check_failure_reaches_all(checkpoints: Checkpoints, mesh: DeviceMesh) -> Non
             patch.setattr(storage.os, "fsync", full)
         checkpoints.save(3, distributed(mesh, ROWS), {})
         with pytest.raises(CheckpointError, match="not written: No space left"):
+            checkpoints.wait()
+    dist.barrier()
+    assert os.listdir(checkpoints.folder) == ["step-00000002"]
+
+
+def check_free_space_is_that_of_all(checkpoints: Checkpoints, mesh: DeviceMesh) -> None:
+    """Rank 0 reckons for all ranks before any of them writes; its answer reaches them."""
+    whole = sum(tensor.nbytes for tensor in whole_tensors().values())
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() == 0:
+            patch.setattr(files.shutil, "disk_usage", lambda _: Usage(1 << 50, 0, whole))
+        checkpoints.save(3, distributed(mesh, ROWS), {})
+        with pytest.raises(
+            CheckpointError, match=f"not written: it takes [0-9,]+ bytes and {whole:,} are free"
+        ):
             checkpoints.wait()
     dist.barrier()
     assert os.listdir(checkpoints.folder) == ["step-00000002"]

@@ -1,0 +1,192 @@
+"""What `plait checkpoint` prints: a run's checkpoints, one of them, two of them side by side."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+from ..errors import UserError
+from ..parallel.axes import AXES, describe_layout
+from ..pretrain.checkpoint import Checkpoint
+from ..pretrain.checkpoint.catalogue import Entry, in_order
+from ..pretrain.config_file import flatten_config
+from ..pretrain.run_folder import RunFolder, read_metrics
+from .sizes import readable_size
+
+if TYPE_CHECKING:
+    from ..pretrain.checkpoint.difference import Difference
+
+__all__ = ["show_checkpoint", "show_difference", "show_list"]
+
+WIDEST = 1000
+"""More than any row needs."""
+
+MOST_NAMES = 8
+"""Tensors that are named in one list."""
+
+
+def show_list(folder: RunFolder, entries: list[Entry]) -> None:
+    """Print a line a checkpoint, whole or not."""
+    whole = in_order(entries)
+    losses = _losses(folder)
+    table = _table("step", "saved", "size", "layout", "tokens", "loss", "state")
+    for name in ("step", "size", "tokens", "loss"):
+        next(c for c in table.columns if c.header == name).justify = "right"
+    for entry in entries:
+        checkpoint = entry.checkpoint
+        if entry.fault is not None:
+            reason = entry.fault.removeprefix(f"{checkpoint.path}").lstrip("/: ").partition("; ")[0]
+            table.add_row(str(checkpoint.step), *("",) * 5, f"[red]not whole:[/] {escape(reason)}")
+            continue
+        manifest = checkpoint.manifest
+        tokens, loss = manifest.facts.get("tokens"), losses.get(checkpoint.step)
+        table.add_row(
+            str(checkpoint.step),
+            _time(manifest.saved),
+            readable_size(checkpoint.size),
+            _layout(checkpoint) or "",
+            f"{tokens:,}" if isinstance(tokens, int) else "",
+            f"{loss:.4f}" if isinstance(loss, float) else "",
+            "whole, [bold]newest[/]" if checkpoint == whole[-1] else "whole",
+        )
+    console = _console()
+    _print_table(console, table)
+    for path in sorted(folder.checkpoints.glob(".tmp-*")):
+        said = "being written, or left over by a run that died; the next save clears it away"
+        console.print(f"{escape(path.name)}: {said}", soft_wrap=True)
+
+
+def show_checkpoint(folder: RunFolder, checkpoint: Checkpoint) -> None:
+    """Print a checkpoint's facts, files and groups of tensors."""
+    from ..pretrain.checkpoint.difference import group_of
+
+    manifest, console = checkpoint.manifest, _console()
+    loss = _losses(folder).get(checkpoint.step)
+    facts: dict[str, Any] = {"saved": f"{_time(manifest.saved)}, save number {manifest.serial} of the run"}
+    facts["layout"] = _layout(checkpoint)
+    facts["pattern"] = flatten_config(_config(checkpoint)).get("model.pattern")
+    facts["loss"] = loss
+    for key, value in manifest.facts.items():
+        if key == "plan" and isinstance(value, dict) and isinstance(value.get("stages"), list):
+            count = len(value["stages"])
+            value = f"{count} stage{'s' if count != 1 else ''}"
+        if key not in ("config", "step"):
+            facts[key.replace("_", " ")] = f"{value:,}" if type(value) is int else value
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    console.print(f"[bold]step {checkpoint.step}[/] of {escape(str(folder.path))}", soft_wrap=True)
+    grid = Table.grid(padding=(0, 2))
+    for key, value in facts.items():
+        if value is not None:
+            grid.add_row(escape(str(key)), escape(str(value)))
+    console.print(grid)
+    console.print()
+    files = _table("file", "size", "sha256")
+    files.columns[1].justify = "right"
+    for record in manifest.files.values():
+        files.add_row(record.name, readable_size(record.size), escape(f"{record.sha256[:16]}…"))
+    _print_table(console, files)
+    console.print()
+    groups: dict[str, tuple[int, int, set[str]]] = {}
+    for name, stored in checkpoint.tensors.items():
+        count, size, dtypes = groups.get(group_of(name), (0, 0, set()))
+        size += sum(chunk.length for chunk in stored.chunks)
+        groups[group_of(name)] = (count + 1, size, dtypes | {str(stored.dtype).removeprefix("torch.")})
+    tensors = _table("group", "tensors", "size", "dtypes")
+    tensors.columns[1].justify = tensors.columns[2].justify = "right"
+    for name, (count, size, dtypes) in groups.items():
+        tensors.add_row(escape(name), f"{count:,}", readable_size(size), ", ".join(sorted(dtypes)))
+    _print_table(console, tensors)
+
+
+def show_difference(
+    first: tuple[RunFolder, Checkpoint], second: tuple[RunFolder, Checkpoint], difference: "Difference"
+) -> None:
+    """Print how two checkpoints differ."""
+    console = _console()
+    for sign, (folder, checkpoint) in (("A", first), ("B", second)):
+        place = escape(str(folder.path))
+        console.print(f"[bold]{sign}[/]  step {checkpoint.step} of {place}", soft_wrap=True)
+    console.print()
+    ours, theirs = (flatten_config(_config(checkpoint)) for _, checkpoint in (first, second))
+    keys = [key for key in [*ours, *(k for k in theirs if k not in ours)] if ours.get(key) != theirs.get(key)]
+    if keys:
+        table = _table("config", "A", "B")
+        for key in keys:
+            table.add_row(*(escape(str(cell)) for cell in (key, ours.get(key, "-"), theirs.get(key, "-"))))
+        _print_table(console, table)
+    else:
+        console.print("the same config")
+    console.print()
+    for sign, names in (("A", difference.only_first), ("B", difference.only_second)):
+        if names:
+            console.print(f"only in {sign}: {escape(_named(names))}", soft_wrap=True)
+    shapes = [f"{name}, {one} in A and {other} in B" for name, (one, other) in difference.reshaped.items()]
+    if shapes:
+        console.print(f"other shape or dtype: {escape(_named(shapes, '; '))}", soft_wrap=True)
+    table = _table("group", "tensors", "identical", "|B - A| / |A|", "farthest apart", "by")
+    for column in (1, 2, 3, 5):
+        table.columns[column].justify = "right"
+    for name, group in difference.groups.items():
+        far = [escape(group.farthest), f"{group.farthest_relative:.2e}"] if group.farthest else ["", ""]
+        relative = f"{group.relative:.2e}" if group.farthest else "0"
+        table.add_row(escape(name), f"{group.tensors:,}", f"{group.identical:,}", relative, *far)
+    _print_table(console, table)
+
+
+def _losses(folder: RunFolder) -> dict[int, Any]:
+    try:
+        return {record["step"]: record.get("loss") for record in read_metrics(folder.metrics_file)}
+    except UserError:
+        return {}
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(str(checkpoint.manifest.facts.get("config", "")))
+    except yaml.YAMLError:
+        tree = None
+    return tree if isinstance(tree, dict) else {}
+
+
+def _layout(checkpoint: Checkpoint) -> str | None:
+    """The layout that a run had; an import has none."""
+    sizes = _config(checkpoint).get("parallel")
+    if not isinstance(sizes, dict):
+        return None
+    known = {axis: sizes.get(axis, 1) for axis in (*AXES, "ep")}
+    return describe_layout(known) if all(type(size) is int for size in known.values()) else None
+
+
+def _time(moment: datetime) -> str:
+    try:
+        return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (OverflowError, ValueError):  # at the ends of the calendar, which no save is from
+        return moment.isoformat()
+
+
+def _named(names: list[str], between: str = ", ") -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return between.join(names[:MOST_NAMES]) + more
+
+
+def _table(*headers: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for header in headers:
+        table.add_column(header, no_wrap=True)
+    return table
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _print_table(console: Console, table: Table) -> None:
+    # A narrow terminal breaks lines; nothing is left out of them.
+    width = console.width
+    console.width = max(width, Measurement.get(console, console.options.update(width=WIDEST), table).maximum)
+    console.print(table)
+    console.width = width

@@ -1,0 +1,88 @@
+"""Tensors filled with what a checkpoint holds, after a check that it fits them."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
+
+from ...errors import UserError
+from .index import StoredTensor
+from .planning import PartLoadPlanner
+from .storage import RankFileReader
+
+__all__ = ["fill", "first_cause", "silence_single_process_warning"]
+
+
+def fill(
+    tensors: Mapping[str, Tensor], folder: Path, index: Mapping[str, StoredTensor], partial: bool
+) -> None:
+    """Fill tensors in place; see `Checkpoint.load_into`.
+
+    Args:
+        index: the checked `metadata.json` of the folder.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise ValueError(f"{name!r} is on the meta device and cannot be filled; materialise it first")
+    _check_fits(tensors, folder, index, partial)
+    # Of what is asked for only: who reads a checkpoint tensor by tensor does not plan all of it each time.
+    reader = RankFileReader(folder, {name: index[name] for name in tensors})
+    silence_single_process_warning()
+    try:
+        with torch.no_grad():
+            dcp.load(dict(tensors), storage_reader=reader, planner=PartLoadPlanner(), no_dist=True)
+    except CheckpointException as error:
+        raise first_cause(error) from None
+
+
+def _check_fits(
+    tensors: Mapping[str, Tensor], folder: Path, stored: Mapping[str, StoredTensor], partial: bool
+) -> None:
+    missing = [name for name in tensors if name not in stored]
+    unknown = [] if partial else [name for name in stored if name not in tensors]
+    faults = []
+    if missing:
+        faults.append(f"it lacks {_few(missing)}")
+    if unknown:
+        faults.append(f"it also holds {_few(unknown)}")
+    if faults:
+        raise UserError(
+            f"{folder}: not a checkpoint of this model: {' and '.join(faults)}; "
+            "use the config it was saved with, or start in another run.dir"
+        )
+    differ = []
+    for name, tensor in tensors.items():
+        here = _describe(tensor.shape, tensor.dtype)
+        there = _describe(stored[name].shape, stored[name].dtype)
+        if here != there:
+            differ.append(f"{name} ({there} saved, {here} asked for)")
+    if differ:
+        raise UserError(
+            f"{folder}: not a checkpoint of this model: other shape or dtype of {_few(differ)}; "
+            "use the config it was saved with, or start in another run.dir"
+        )
+
+
+def first_cause(error: CheckpointException) -> BaseException:
+    """What went wrong on the first of the ranks that failed; DCP wraps even a KeyboardInterrupt."""
+    return error.failures[min(error.failures)][0]
+
+
+def silence_single_process_warning() -> None:
+    """DCP warns, at each call, that one process is all there is, which is what it was called for."""
+    warnings.filterwarnings(
+        "ignore", message="torch.distributed is disabled, unavailable or uninitialized", category=UserWarning
+    )
+
+
+def _describe(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}"
+
+
+def _few(items: list[str]) -> str:
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(items[:3]) + more

@@ -1,0 +1,120 @@
+"""One checkpoint on disk: its facts, its tensors, whether its bytes are still those that were written.
+
+Without torch until a tensor is asked for, so that lists of checkpoints appear at once.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import UserError
+from .files import checksum
+from .manifest import Manifest, check_size, parse_manifest, read_manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .index import StoredTensor
+
+__all__ = ["Checkpoint"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk."""
+
+    path: Path
+    step: int
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The facts saved with it, and its files.
+
+        Raises:
+            UserError: the checkpoint is not whole.
+        """
+        return read_manifest(self.path)
+
+    @cached_property
+    def tensors(self) -> "dict[str, StoredTensor]":
+        """The shape and dtype of each tensor it holds, by name.
+
+        Raises:
+            UserError: `metadata.json` is damaged.
+        """
+        from .index import read_index
+
+        return read_index(self.path)
+
+    def names(self) -> list[str]:
+        """The tensors it holds."""
+        return list(self.tensors)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files that the manifest lists.
+
+        Raises:
+            UserError: the checkpoint is not whole.
+        """
+        return sum(record.size for record in self.manifest.files.values())
+
+    def load_into(self, tensors: "Mapping[str, Tensor]", partial: bool = False) -> None:
+        """Fill tensors in place with the very bits that were saved, whatever layout they were saved in.
+
+        No rank waits for another: each reads what its own tensors need.
+
+        Args:
+            tensors: plain tensors or DTensors, on any device, by the names they were saved under.
+            partial: the checkpoint may hold more tensors than these.
+
+        Raises:
+            UserError: the checkpoint is damaged, or holds other names, shapes or dtypes. Where a file
+                turns out unreadable on the way, tensors before it have been filled.
+            ValueError: a tensor is on the meta device.
+        """
+        from .filling import fill
+
+        fill(tensors, self.path, self.tensors, partial=partial)
+
+    def damages(self) -> Iterator[str]:
+        """Read every byte; yields a line for each file that is missing, cut short or damaged."""
+        try:
+            manifest = parse_manifest(self.path)
+        except UserError as error:
+            yield str(error)
+            return
+        intact = True
+        for record in manifest.files.values():
+            path = self.path / record.name
+            try:
+                check_size(self.path, record)
+                if checksum(path) == record.sha256:
+                    continue
+                damage = (
+                    f"{path}: damaged: its checksum is not the one of manifest.json; use another checkpoint"
+                )
+            except UserError as error:
+                damage = str(error)
+            except OSError as error:
+                damage = f"{path}: {error.strerror}; use another checkpoint"
+            intact = False
+            yield damage
+        if intact:
+            from .index import read_index
+
+            try:
+                read_index(self.path)
+            except UserError as error:
+                yield str(error)
+
+    def verify(self) -> None:
+        """Read every byte and compare with the checksums taken when it was written.
+
+        Raises:
+            UserError: names the first file that is missing, cut short or damaged.
+        """
+        for damage in self.damages():
+            raise UserError(damage)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..parallel.axes import AXES, describe_layout, num_ranks
 
 if TYPE_CHECKING:
-    from .config import ModelConfig
+    from .model_config import ModelConfig
 
 __all__ = ["check_layout", "layout_faults"]
 

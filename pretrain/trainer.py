@@ -75,6 +75,7 @@ class Trainer:
         self.checkpoints = Checkpoints(
             self.folder.checkpoints,
             keep=config.checkpoint.keep,
+            keep_every=config.checkpoint.keep_every,
             background=config.checkpoint.async_,
             warn=logger.warning,
         )

@@ -5,7 +5,7 @@ from torch import Tensor
 from ...kernels.activation import squared_relu, swiglu
 from ...parallel.collectives import all_gather, reduce_scatter
 from ...parallel.mesh import Mesh
-from ..config import Activation
+from ..model_config import Activation
 from .layers import Kept, Linear, Mixer, Packing, Report
 from .parameters import Normal
 

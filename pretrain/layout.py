@@ -17,6 +17,9 @@ Sizes = Mapping[str, int]
 SHOWN = 3
 """Layouts that an error proposes."""
 
+MOST_RANKS = 1 << 20
+"""Of a layout for which others are sought; more are a slip of the hand."""
+
 
 def check_layout(model: "ModelConfig", sizes: Sizes, *, seq_len: int, batch_size: int) -> None:
     """
@@ -33,7 +36,7 @@ def check_layout(model: "ModelConfig", sizes: Sizes, *, seq_len: int, batch_size
     ranks = num_ranks(sizes)
     working = [
         other
-        for other in _layouts(ranks)
+        for other in (_layouts(ranks) if ranks <= MOST_RANKS else ())
         if not any(layout_faults(model, other, seq_len=seq_len, batch_size=batch_size))
     ]
     working.sort(key=lambda other: _distance(sizes, other))

@@ -126,6 +126,11 @@ def test_the_nearest_comes_first():
     assert first in {"dp_shard 4 x tp 2", "dp_shard 2 x sp 2 x tp 2", "dp_replicate 2 x dp_shard 2 x tp 2"}
 
 
+def test_a_huge_number_is_answered_at_once():
+    with pytest.raises(ValueError, match="no layout of 1152921504606846976 ranks works; start fewer"):
+        check_layout(model(), layout(tp=2**60), **RUN)
+
+
 def test_no_layout_at_all():
     with pytest.raises(ValueError, match=r"; no layout of 7 ranks works; start fewer"):
         check_layout(model(), layout(tp=7), seq_len=13, batch_size=2)

@@ -121,6 +121,8 @@ def test_a_build_that_is_ended_leaves_no_process_and_no_corpus(
         text=True,
         start_new_session=True,
         env={**os.environ, "PYTHONSAFEPATH": "1"},
+        # A shell's background job ignores Ctrl-C, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     children = wait_for(lambda: at_work(build.pid))
     if death is signal.SIGKILL:

@@ -441,5 +441,5 @@ def test_a_full_disk(save_model, tmp_path, monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("plait.pretrain.checkpoint.storage._HashingFile.append", full)
+    monkeypatch.setattr("plait.pretrain.checkpoint.files.HashingFile.append", full)
     assert "No space left on device" in refusal(tmp_path, folder)

@@ -1,6 +1,8 @@
-"""The one exception that reaches a user as a single line instead of a traceback."""
+"""The one exception that reaches a user as a single line instead of a traceback, and lists in it."""
 
-__all__ = ["UserError"]
+from collections.abc import Sequence
+
+__all__ = ["UserError", "few"]
 
 
 class UserError(Exception):
@@ -13,3 +15,9 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+def few(items: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return between.join(items[:most]) + more

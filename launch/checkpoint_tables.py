@@ -6,24 +6,21 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
-from ..errors import UserError
-from ..parallel.axes import AXES, describe_layout
+from ..errors import UserError, few
+from ..parallel.axes import LAYOUT, describe_layout
 from ..pretrain.checkpoint import Checkpoint
 from ..pretrain.checkpoint.catalogue import Entry, in_order
 from ..pretrain.config_file import flatten_config
 from ..pretrain.run_folder import RunFolder, read_metrics
 from .sizes import readable_size
+from .whole_tables import plain_table, print_whole
 
 if TYPE_CHECKING:
     from ..pretrain.checkpoint.difference import Difference
 
 __all__ = ["show_checkpoint", "show_difference", "show_list"]
-
-WIDEST = 1000
-"""More than any row needs."""
 
 MOST_NAMES = 8
 """Tensors that are named in one list."""
@@ -33,7 +30,7 @@ def show_list(folder: RunFolder, entries: list[Entry]) -> None:
     """Print a line a checkpoint, whole or not."""
     whole = in_order(entries)
     losses = _losses(folder)
-    table = _table("step", "saved", "size", "layout", "tokens", "loss", "state")
+    table = plain_table("step", "saved", "size", "layout", "tokens", "loss", "state")
     for name in ("step", "size", "tokens", "loss"):
         next(c for c in table.columns if c.header == name).justify = "right"
     for entry in entries:
@@ -54,7 +51,7 @@ def show_list(folder: RunFolder, entries: list[Entry]) -> None:
             "whole, [bold]newest[/]" if checkpoint == whole[-1] else "whole",
         )
     console = _console()
-    _print_table(console, table)
+    print_whole(console, table)
     for path in sorted(folder.checkpoints.glob(".tmp-*")):
         said = "being written, or left over by a run that died; the next save clears it away"
         console.print(f"{escape(path.name)}: {said}", soft_wrap=True)
@@ -84,22 +81,22 @@ def show_checkpoint(folder: RunFolder, checkpoint: Checkpoint) -> None:
             grid.add_row(escape(str(key)), escape(str(value)))
     console.print(grid)
     console.print()
-    files = _table("file", "size", "sha256")
+    files = plain_table("file", "size", "sha256")
     files.columns[1].justify = "right"
     for record in manifest.files.values():
         files.add_row(record.name, readable_size(record.size), escape(f"{record.sha256[:16]}…"))
-    _print_table(console, files)
+    print_whole(console, files)
     console.print()
     groups: dict[str, tuple[int, int, set[str]]] = {}
     for name, stored in checkpoint.tensors.items():
         count, size, dtypes = groups.get(group_of(name), (0, 0, set()))
         size += sum(chunk.length for chunk in stored.chunks)
         groups[group_of(name)] = (count + 1, size, dtypes | {str(stored.dtype).removeprefix("torch.")})
-    tensors = _table("group", "tensors", "size", "dtypes")
+    tensors = plain_table("group", "tensors", "size", "dtypes")
     tensors.columns[1].justify = tensors.columns[2].justify = "right"
     for name, (count, size, dtypes) in groups.items():
         tensors.add_row(escape(name), f"{count:,}", readable_size(size), ", ".join(sorted(dtypes)))
-    _print_table(console, tensors)
+    print_whole(console, tensors)
 
 
 def show_difference(
@@ -114,27 +111,27 @@ def show_difference(
     ours, theirs = (flatten_config(_config(checkpoint)) for _, checkpoint in (first, second))
     keys = [key for key in [*ours, *(k for k in theirs if k not in ours)] if ours.get(key) != theirs.get(key)]
     if keys:
-        table = _table("config", "A", "B")
+        table = plain_table("config", "A", "B")
         for key in keys:
             table.add_row(*(escape(str(cell)) for cell in (key, ours.get(key, "-"), theirs.get(key, "-"))))
-        _print_table(console, table)
+        print_whole(console, table)
     else:
         console.print("the same config")
     console.print()
     for sign, names in (("A", difference.only_first), ("B", difference.only_second)):
         if names:
-            console.print(f"only in {sign}: {escape(_named(names))}", soft_wrap=True)
+            console.print(f"only in {sign}: {escape(few(names, MOST_NAMES))}", soft_wrap=True)
     shapes = [f"{name}, {one} in A and {other} in B" for name, (one, other) in difference.reshaped.items()]
     if shapes:
-        console.print(f"other shape or dtype: {escape(_named(shapes, '; '))}", soft_wrap=True)
-    table = _table("group", "tensors", "identical", "|B - A| / |A|", "farthest apart", "by")
+        console.print(f"other shape or dtype: {escape(few(shapes, MOST_NAMES, '; '))}", soft_wrap=True)
+    table = plain_table("group", "tensors", "identical", "|B - A| / |A|", "farthest apart", "by")
     for column in (1, 2, 3, 5):
         table.columns[column].justify = "right"
     for name, group in difference.groups.items():
         far = [escape(group.farthest), f"{group.farthest_relative:.2e}"] if group.farthest else ["", ""]
         relative = f"{group.relative:.2e}" if group.farthest else "0"
         table.add_row(escape(name), f"{group.tensors:,}", f"{group.identical:,}", relative, *far)
-    _print_table(console, table)
+    print_whole(console, table)
 
 
 def _losses(folder: RunFolder) -> dict[int, Any]:
@@ -157,7 +154,7 @@ def _layout(checkpoint: Checkpoint) -> str | None:
     sizes = _config(checkpoint).get("parallel")
     if not isinstance(sizes, dict):
         return None
-    known = {axis: sizes.get(axis, 1) for axis in (*AXES, "ep")}
+    known = {axis: sizes.get(axis, 1) for axis in LAYOUT}
     return describe_layout(known) if all(type(size) is int for size in known.values()) else None
 
 
@@ -168,25 +165,5 @@ def _time(moment: datetime) -> str:
         return moment.isoformat()
 
 
-def _named(names: list[str], between: str = ", ") -> str:
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return between.join(names[:MOST_NAMES]) + more
-
-
-def _table(*headers: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for header in headers:
-        table.add_column(header, no_wrap=True)
-    return table
-
-
 def _console() -> Console:
     return Console(highlight=False)
-
-
-def _print_table(console: Console, table: Table) -> None:
-    # A narrow terminal breaks lines; nothing is left out of them.
-    width = console.width
-    console.width = max(width, Measurement.get(console, console.options.update(width=WIDEST), table).maximum)
-    console.print(table)
-    console.width = width

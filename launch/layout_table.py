@@ -4,7 +4,6 @@ import itertools
 import math
 
 from rich.console import Console, RenderableType
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 
@@ -14,14 +13,12 @@ from ..pretrain.config import Config
 from ..pretrain.layout_messages import Message, layer_messages, outer_messages
 from ..pretrain.layout_parts import Holding, Parts
 from .sizes import readable_size
+from .whole_tables import plain_table, print_whole
 
 __all__ = ["show_layout"]
 
 WIDTH = 100
 """Of the output where there is no terminal."""
-
-WIDEST = 1000
-"""More than any row needs."""
 
 MOST_ROWS, FIRST_ROWS = 32, 8
 """Ranks that are all shown, and how many of more."""
@@ -42,11 +39,7 @@ def show_layout(config: Config, *, every_rank: bool) -> None:
     if parts.ranks > 1:
         console.print(_heading(parts))
         console.print(Padding(_messages(parts), (0, 0, 1, 2)))
-    table = _ranks(parts, every_rank)
-    # A narrow terminal breaks lines; nothing is left out of them.
-    needed = Measurement.get(console, console.options.update(width=WIDEST), table).maximum
-    console.width = max(console.width, needed)
-    console.print(table)
+    print_whole(console, _ranks(parts, every_rank))
 
 
 def _facts(parts: Parts) -> RenderableType:
@@ -175,7 +168,7 @@ def _ranks(parts: Parts, every_rank: bool) -> RenderableType:
     tp = parts.mesh.tp.size > 1
     experts = parts.mesh.ep.size > 1
     padded = parts.config.data.seq_len % parts.mesh.size("tokens") != 0
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table = plain_table()
     names = {"dp_replicate": "dp_re-\nplicate", "dp_shard": "dp_\nshard"}
     columns = ["rank", *(names.get(axis, axis) for axis in axes), "sequences", "tokens"]
     columns += ["between\nmixers"] if tp else []

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Mapping
 
-__all__ = ["AXES", "describe_layout", "num_ranks"]
+__all__ = ["AXES", "LAYOUT", "describe_layout", "num_ranks"]
 
 AXES = ("dp_replicate", "dp_shard", "sp", "tp")
-"""What each means stands in `mesh.py`; a layout's sizes have `ep` beside them, which adds no ranks."""
+"""What each means stands in `mesh.py`."""
+
+LAYOUT = (*AXES, "ep")
+"""What a layout has a size for; `ep` adds no ranks."""
 
 
 def num_ranks(sizes: Mapping[str, int]) -> int:

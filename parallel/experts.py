@@ -17,7 +17,7 @@ from torch import Tensor
 from ..kernels.experts import Routing, dispatch, sort_by_expert
 from .collectives import start_all_to_all
 from .mesh import Mesh
-from .travel import KeptRows, all_to_all_later
+from .travel import Arrival, all_to_all_later
 
 __all__ = ["Dispatch"]
 
@@ -36,7 +36,7 @@ class Dispatch:
         """Sort the tokens and send the numbers of rows ahead; what comes before `to_experts` hides them."""
         self.routing = sort_by_expert(expert_TK, num_experts)
         self._axis, self._keep = mesh.ep, mesh.keep_dispatched
-        self._kept_here, self._kept_back = KeptRows(), KeptRows()
+        self._kept_here, self._kept_back = Arrival(), Arrival()
         self._counts_e, self._arrival = self.routing.counts_E, None
         self._send: list[int] | None = None
         if self._axis.size > 1:

@@ -5,27 +5,18 @@ In the backward the halo's gradient goes to the rank it came from, and is added 
 Shapes: B batch, L tokens of this shard, K tokens of the halo, D width.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from .collectives import Sent, exchange_neighbours
 from .mesh import Axis
-from .travel import Travelling, depart
+from .travel import Arrival, Travelling, depart, once
 
-__all__ = ["KeptHalo", "send_halo"]
-
-
-@dataclass
-class KeptHalo:
-    """What arrived in the forward, for a layer that is computed again: nothing is sent twice."""
-
-    tokens_BKD: Tensor | None = None
+__all__ = ["send_halo"]
 
 
 def send_halo(
-    x_BLD: Tensor, halo: int, document_ids_BL: Tensor | None, axis: Axis, kept: KeptHalo
+    x_BLD: Tensor, halo: int, document_ids_BL: Tensor | None, axis: Axis, kept: Arrival
 ) -> Travelling:
     """Send this shard's last `halo` tokens to the next and expect those of the one before.
 
@@ -46,17 +37,12 @@ def send_halo(
     layer = axis.layer
 
     def onwards(tail_BKD: Tensor) -> tuple[Tensor, Sent | None]:
-        if kept.tokens_BKD is not None:
-            return kept.tokens_BKD.clone(), None
-        into, sent = _send(tail_BKD, axis, 1, layer)
-        # Autograd ties its graph to what is returned; what is kept must not hold that.
-        kept.tokens_BKD = into.detach()
-        return into, sent
+        return _send(tail_BKD, axis, 1, layer)
 
     def back(grad_BKD: Tensor) -> tuple[Tensor, Sent | None]:
         return _send(grad_BKD, axis, -1, layer)
 
-    return depart(tail, onwards, back)
+    return depart(tail, once(onwards, kept), back)
 
 
 def _send(tensor: Tensor, axis: Axis, step: int, layer: int | None) -> tuple[Tensor, Sent]:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from ..errors import UserError
-from .axes import AXES, describe_layout, num_ranks
+from .axes import AXES, LAYOUT, describe_layout, num_ranks
 from .ledger import Ledger
 
 __all__ = ["Axis", "Mesh"]
@@ -107,7 +107,7 @@ class Mesh:
         Raises:
             UserError: the axes' product is not the number of ranks.
         """
-        sizes = {axis: sizes.get(axis, 1) for axis in (*AXES, "ep")}
+        sizes = {axis: sizes.get(axis, 1) for axis in LAYOUT}
         needed = num_ranks(sizes)
         if needed != world_size:
             ranks = f"{needed} rank{'s' if needed > 1 else ''}"
@@ -171,17 +171,21 @@ class Mesh:
 
     def ranks(self, name: str) -> list[int]:
         """The ranks that stand where this one does on all other axes, in the order of their places."""
-        if name in ("ep", "efsdp"):
-            replica, ep = self.ranks("replica"), self.sizes["ep"]
-            if name == "efsdp":
-                return replica[self.place("ep") :: ep]
-            first = self.place("efsdp") * ep
-            return replica[first : first + ep]
-        along = FLATTENED.get(name, (name,))
-        strides = {a: math.prod(self.sizes[b] for b in AXES[i + 1 :]) for i, a in enumerate(AXES)}
-        first = sum(self.place(a) * strides[a] for a in AXES if a not in along)
-        steps = itertools.product(*([strides[a] * k for k in range(self.sizes[a])] for a in along))
+        factors = self._factors(name)
+        first = self.rank - sum(self.rank // stride % size * stride for size, stride in factors)
+        steps = itertools.product(*([stride * k for k in range(size)] for size, stride in factors))
         return [first + sum(step) for step in steps]
+
+    def _factors(self, name: str) -> list[tuple[int, int]]:
+        """What an axis is made of, outer to inner: ranks, and how far their numbers are apart."""
+        if name == "ep":
+            return [(self.sizes["ep"], 1)]
+        if name == "efsdp":
+            return [(self.size("replica") // self.sizes["ep"], self.sizes["ep"])]
+        return [
+            (self.sizes[axis], math.prod(self.sizes[inner] for inner in AXES[AXES.index(axis) + 1 :]))
+            for axis in FLATTENED.get(name, (name,))
+        ]
 
     def _silent_axes(self) -> dict[str, Axis]:
         names = (*AXES, *FLATTENED, "efsdp", "ep")
@@ -189,20 +193,13 @@ class Mesh:
 
     def size(self, name: str) -> int:
         """Ranks on an axis, or on a flattened one."""
-        if name == "efsdp":
-            return self.size("replica") // self.sizes["ep"]
-        return math.prod(self.sizes[axis] for axis in FLATTENED.get(name, (name,)))
+        return math.prod(size for size, _ in self._factors(name))
 
     def place(self, name: str) -> int:
         """This rank's index on an axis, or on a flattened one."""
-        if name == "ep":
-            return self.place("replica") % self.sizes["ep"]
-        if name == "efsdp":
-            return self.place("replica") // self.sizes["ep"]
         place = 0
-        for axis in FLATTENED.get(name, (name,)):
-            inner = math.prod(self.sizes[a] for a in AXES[AXES.index(axis) + 1 :])
-            place = place * self.sizes[axis] + self.rank // inner % self.sizes[axis]
+        for size, stride in self._factors(name):
+            place = place * size + self.rank // stride % size
         return place
 
     @property

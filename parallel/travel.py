@@ -16,7 +16,16 @@ from torch.autograd.function import once_differentiable
 from .collectives import Sent, start_all_to_all, start_gather, start_scatter, start_swap
 from .mesh import Axis
 
-__all__ = ["KeptRows", "Start", "Travelling", "all_to_all_later", "depart", "start_all_gather", "swap_later"]
+__all__ = [
+    "Arrival",
+    "Start",
+    "Travelling",
+    "all_to_all_later",
+    "depart",
+    "once",
+    "start_all_gather",
+    "swap_later",
+]
 
 Start = Callable[[Tensor], tuple[Tensor, Sent | None]]
 """Starts a message; returns the buffer that it fills and its handle, None where it is filled already."""
@@ -73,10 +82,24 @@ def swap_later(x: Tensor, axis: Axis, partner: int) -> Travelling:
 
 
 @dataclass
-class KeptRows:
+class Arrival:
     """What arrived in the forward, for a layer that is computed again: nothing is sent twice."""
 
-    rows: Tensor | None = None
+    tensor: Tensor | None = None
+
+
+def once(start: Start, kept: Arrival) -> Start:
+    """Start a message the first time, and give what it brought the second."""
+
+    def out(x: Tensor) -> tuple[Tensor, Sent | None]:
+        if kept.tensor is not None:
+            return kept.tensor.detach(), None
+        buffer, sent = start(x)
+        # Autograd ties its graph to what is returned; what is kept must not hold that.
+        kept.tensor = buffer.detach()
+        return buffer, sent
+
+    return out
 
 
 def all_to_all_later(
@@ -85,7 +108,7 @@ def all_to_all_later(
     send: Sequence[int],
     receive: Sequence[int],
     kind: str,
-    kept: KeptRows | None = None,
+    kept: Arrival | None = None,
 ) -> Travelling:
     """Rows to each rank and rows from each, in the order of ranks; the gradient goes the way back.
 
@@ -97,18 +120,12 @@ def all_to_all_later(
     layer = axis.layer
 
     def out(tensor: Tensor) -> tuple[Tensor, Sent | None]:
-        if kept is not None and kept.rows is not None:
-            return kept.rows.detach(), None
-        rows, sent = start_all_to_all(tensor, axis, send, receive, layer, kind=kind)
-        if kept is not None:
-            # Autograd ties its graph to what is returned; what is kept must not hold that.
-            kept.rows = rows.detach()
-        return rows, sent
+        return start_all_to_all(tensor, axis, send, receive, layer, kind=kind)
 
     def back(grad: Tensor) -> tuple[Tensor, Sent | None]:
         return start_all_to_all(grad, axis, receive, send, layer, "backward", kind)
 
-    return depart(x, out, back)
+    return depart(x, out if kept is None else once(out, kept), back)
 
 
 class _Depart(torch.autograd.Function):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ..parallel.axes import AXES, num_ranks
+from ..parallel.axes import LAYOUT, num_ranks
 from .config_section import Coefficient, Count, Duration, Section
 from .layout import check_layout
 from .model_config import AttentionConfig, MambaConfig, MLPConfig, ModelConfig, MoEConfig
@@ -138,7 +138,7 @@ class ParallelConfig(Section):
     @property
     def sizes(self) -> dict[str, int]:
         """Axis -> ranks, `ep` among them."""
-        return {axis: getattr(self, axis) for axis in (*AXES, "ep")}
+        return {axis: getattr(self, axis) for axis in LAYOUT}
 
     @property
     def ranks(self) -> int:

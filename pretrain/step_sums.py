@@ -1,6 +1,6 @@
 """What a step's metrics are made of: sums over its micro-batches and over all ranks, in one message."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from ..parallel.collectives import sum_in_place
 from ..parallel.mesh import Mesh
 from .loss import LossParts
+from .model import Report
 
 __all__ = ["StepSums", "sum_parts"]
 
@@ -43,13 +44,9 @@ def sum_parts(parts: Sequence[LossParts], mesh: Mesh, wishes: Sequence[float] = 
     for name in names:
         share = _sum([part.extra[name] for part in parts])
         scalars.append(known * share if name == "z_loss" else share)
-    counts = _by_layer([[r.counts_E for r in part.reports if r.counts_E is not None] for part in parts])
-    entropies = _by_layer(
-        [[r.router_entropy for r in part.reports if r.router_entropy is not None] for part in parts]
-    )
-    squares = _by_layer(
-        [[r.state_square for r in part.reports if r.state_square is not None] for part in parts]
-    )
+    counts = _by_layer(parts, lambda report: report.counts_E)
+    entropies = _by_layer(parts, lambda report: report.router_entropy)
+    squares = _by_layer(parts, lambda report: report.state_square)
     asked = torch.tensor(wishes, dtype=torch.float64, device=scalars[0].device)
     pieces = [torch.stack(scalars), asked, *counts, *(number[None] for number in [*entropies, *squares])]
     flat = sum_in_place(torch.cat([piece.double() for piece in pieces]), mesh.axes["world"])
@@ -70,9 +67,7 @@ def _sum(values: Sequence[Tensor]) -> Tensor:
     return torch.stack([value.double() for value in values]).sum()
 
 
-def _by_layer(parts: list[list[Tensor]]) -> list[Tensor]:
-    return [_sum_tensors(layer) for layer in zip(*parts, strict=True)]
-
-
-def _sum_tensors(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.stack([tensor.double() for tensor in tensors]).sum(0)
+def _by_layer(parts: Sequence[LossParts], of: Callable[[Report], Tensor | None]) -> list[Tensor]:
+    """What the layers that have it reported, each summed over the micro-batches."""
+    found = [[value for report in part.reports if (value := of(report)) is not None] for part in parts]
+    return [torch.stack([value.double() for value in layer]).sum(0) for layer in zip(*found, strict=True)]

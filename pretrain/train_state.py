@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import yaml
 from torch import Tensor
 
 from ..data.mixture import Plan, Source
-from ..errors import UserError
+from ..errors import UserError, few
 from .checkpoint import Checkpoint
 from .config import Config
 from .config_file import dump_config, flatten_config
@@ -163,5 +162,4 @@ def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any,
 
 def word_differences(differ: Mapping[str, tuple[Any, Any]], one: str, other: str) -> str:
     """Keys and their two values for an error's line, the first four; `one` and `other` say whose they are."""
-    shown = ", ".join(f"{key} = {a} {one} and {b} {other}" for key, (a, b) in islice(differ.items(), 4))
-    return shown + (f" and {len(differ) - 4} more" if len(differ) > 4 else "")
+    return few([f"{key} = {a} {one} and {b} {other}" for key, (a, b) in differ.items()], most=4)

@@ -1,8 +1,10 @@
 """The tables of what was measured, and of the closed formulas at sizes that no machine here has."""
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
+
+from table_rows import by_turn, heading, line, median_ratio
 
 from .forms import FORMS
 from .sent import KINDS, WAYS
@@ -47,7 +49,7 @@ def _layer(results: dict[str, Any]) -> Iterator[str]:
         "plait is the largest in the output and every gradient, relative to the largest number in each"
     )
     yield ""
-    yield from _header(
+    yield from heading(
         *("dtype", "layer", "", "ms", "plait is faster by", "processor ms", "works less by"),
         *("peak MB", "difference"),
     )
@@ -57,7 +59,7 @@ def _layer(results: dict[str, Any]) -> Iterator[str]:
             plait = record
         assert plait is not None
         shape = Shape(**record["shape"])
-        yield _row(
+        yield line(
             record["dtype"],
             f"d_ff {shape.dense}" if record["form"] == FORMS[-1] else shape,
             record["form"],
@@ -69,7 +71,7 @@ def _layer(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _against(record: Record, plait: Record, what: str) -> tuple[str, str]:
-    ratio = "" if record is plait else f"{_ratio(record[what], plait[what]):.2f}x"
+    ratio = "" if record is plait else f"{median_ratio(record[what], plait[what]):.2f}x"
     return f"{statistics.median(record[what]) * 1e3:.0f}", ratio
 
 
@@ -83,22 +85,22 @@ def _imbalance(results: dict[str, Any]) -> Iterator[str]:
         "processor seconds of the busiest, each also as a multiple of even turn by turn"
     )
     yield ""
-    yield from _header("dtype", "layer", "ranks", "share", "rows", "ms", "of even", "processor ms", "of even")
+    yield from heading("dtype", "layer", "ranks", "share", "rows", "ms", "of even", "processor ms", "of even")
     for ranks, by_rank in results["ranks"].items():
         even: dict[str, list[float]] = {}
         layer = None
         for records in zip(*by_rank, strict=True):
             first = records[0]
-            turns = {what: _by_turn(records, what, max) for what in ("seconds", "worked")}
+            turns = {what: by_turn(records, what, max) for what in ("seconds", "worked")}
             if layer != (first["dtype"], first["shape"]):
                 layer, even = (first["dtype"], first["shape"]), turns
             rows = [record["rows"] for record in records]
             cells = []
             for what, times in turns.items():
-                cells += [f"{statistics.median(times) * 1e3:.0f}", f"{_ratio(times, even[what]):.2f}x"]
+                cells += [f"{statistics.median(times) * 1e3:.0f}", f"{median_ratio(times, even[what]):.2f}x"]
             fullest = f"{max(rows) / statistics.mean(rows):.2f}"
             share = f"{first['share']:.3g}"
-            yield _row(first["dtype"], Shape(**first["shape"]), ranks, share, fullest, *cells)
+            yield line(first["dtype"], Shape(**first["shape"]), ranks, share, fullest, *cells)
 
 
 def _bytes(results: dict[str, Any]) -> Iterator[str]:
@@ -114,7 +116,7 @@ def _bytes(results: dict[str, Any]) -> Iterator[str]:
         "`keep_dispatched` is set"
     )
     yield ""
-    yield from _header("dtype", "layer", "ranks", "choice", *KINDS, *WAYS)
+    yield from heading("dtype", "layer", "ranks", "choice", *KINDS, *WAYS)
     for ranks, by_rank in results["ranks"].items():
         layers: dict[tuple[Any, ...], dict[str, list[Sent]]] = {}
         for records in zip(*by_rank, strict=True):
@@ -124,7 +126,7 @@ def _bytes(results: dict[str, Any]) -> Iterator[str]:
         for layer, by_way in layers.items():
             kinds = [max(sum(sent[kind]) for sent in by_way["once"]) for kind in KINDS]
             whole = [max(sum(map(sum, sent.values())) for sent in by_way[way]) for way in WAYS]
-            yield _row(*layer, *kinds, *whole)
+            yield line(*layer, *kinds, *whole)
     yield ""
     yield from _real()
 
@@ -142,35 +144,15 @@ def _real() -> Iterator[str]:
         "megatron/core/transformer/moe, megatron-core 0.16.)"
     )
     yield ""
-    yield from _header("", "W", "E", "K", "ranks", "plait", "its numbers", *[f"cut over {n}" for n in tensor])
+    yield from heading("", "W", "E", "K", "ranks", "plait", "its numbers", *[f"cut over {n}" for n in tensor])
     for name, shape in REAL.items():
         for ranks in (8, 32):
             rows, row = REAL_TOKENS * shape.top_k, shape.width * REAL_ELEMENT
             sent = even_sent(rows, ranks, shape.num_experts, row)
             cut = [tensor_cut_sent(rows, ranks, tp, row) for tp in tensor]
-            yield _row(
+            yield line(
                 *(name, shape.width, shape.num_experts, shape.top_k, ranks),
                 f"{sent.total / 1e6:.0f}",
                 f"{sent.expert_counts / 1e6:.4f}",
                 *[f"{number / 1e6:.0f}" for number in cut],
             )
-
-
-def _by_turn(
-    records: Sequence[Record], what: str, over_ranks: Callable[[Sequence[float]], float]
-) -> list[float]:
-    return [over_ranks(turn) for turn in zip(*(record[what] for record in records), strict=True)]
-
-
-def _ratio(times: list[float], others: list[float]) -> float:
-    """The median over turns of these divided by those."""
-    return statistics.median(a / b for a, b in zip(times, others, strict=True))
-
-
-def _header(*names: str) -> Iterator[str]:
-    yield _row(*names)
-    yield "|---" * len(names) + "|"
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(str(cell) for cell in cells)} |"

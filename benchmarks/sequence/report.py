@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from table_rows import by_turn, heading, line, median_ratio
+
 from .volumes import FORMS, STATE_FORMS, AttentionShape, MambaShape, layer_sent, pairs
 
 __all__ = ["NEMOTRON", "most_sent", "tables"]
@@ -44,12 +46,12 @@ def _layer(results: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"{_named(small)}; kB a rank sends, forward and backward: the most, and the mean over ranks"
     yield ""
-    yield from _header("ranks", "tokens", *FORMS)
+    yield from heading("ranks", "tokens", *FORMS)
     for ranks, measured in results["ranks"].items():
         for length in _lengths(measured["small"]):
             by_form = [_of(measured["small"], form, length) for form in FORMS]
             sent = [[_both(record) for record in records] for records in by_form]
-            yield _row(ranks, length, *[f"{max(s) / 1e3:.1f}, {statistics.mean(s) / 1e3:.1f}" for s in sent])
+            yield line(ranks, length, *[f"{max(s) / 1e3:.1f}, {statistics.mean(s) / 1e3:.1f}" for s in sent])
     errors = [error for r in results["ranks"].values() for error in r["largest_error"].values()]
     yield ""
     yield (
@@ -59,17 +61,17 @@ def _layer(results: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "A layer whose forward is computed again in the backward; kB, the most over ranks"
     yield ""
-    yield from _header("ranks", "tokens", *FORMS)
+    yield from heading("ranks", "tokens", *FORMS)
     for ranks, measured in results["ranks"].items():
         again = [max(sum(rank[form].values()) for rank in measured["recompute"]) for form in FORMS]
-        yield _row(ranks, _lengths(measured["small"])[0], *[f"{sent / 1e3:.1f}" for sent in again])
+        yield line(ranks, _lengths(measured["small"])[0], *[f"{sent / 1e3:.1f}" for sent in again])
     yield ""
     yield f"By formula, {_named(NEMOTRON)}, bf16; MB, the most over ranks"
     yield ""
-    yield from _header("ranks", "tokens", *FORMS)
+    yield from heading("ranks", "tokens", *FORMS)
     for ranks in (8, 64, 512):
         for length in (1 << 12, 1 << 15, 1 << 18, 1 << 20):
-            yield _row(ranks, length, *[_megabytes(form, length, ranks) for form in FORMS])
+            yield line(ranks, length, *[_megabytes(form, length, ranks) for form in FORMS])
     yield ""
     yield "## Time of a Mamba-2 layer"
     yield ""
@@ -78,18 +80,18 @@ def _layer(results: dict[str, Any]) -> Iterator[str]:
         "of it turn by turn; then likewise the seconds worked by all ranks together"
     )
     yield ""
-    yield from _header("ranks", "tokens", "ring ms", *FORMS[1:], *[f"{form}, worked" for form in FORMS[1:]])
+    yield from heading("ranks", "tokens", "ring ms", *FORMS[1:], *[f"{form}, worked" for form in FORMS[1:]])
     for ranks, measured in results["ranks"].items():
         for length in _lengths(measured["demo"]):
             records = {form: _of(measured["demo"], form, length) for form in FORMS}
-            seconds = {form: _by_turn(records[form], "seconds", max) for form in FORMS}
-            worked = {form: _by_turn(records[form], "worked", sum) for form in FORMS}
-            yield _row(
+            seconds = {form: by_turn(records[form], "seconds", max) for form in FORMS}
+            worked = {form: by_turn(records[form], "worked", sum) for form in FORMS}
+            yield line(
                 ranks,
                 length,
                 f"{statistics.median(seconds['ring']) * 1e3:.0f}",
-                *[f"{_ratio(seconds[form], seconds['ring']):.2f}x" for form in FORMS[1:]],
-                *[f"{_ratio(worked[form], worked['ring']):.2f}x" for form in FORMS[1:]],
+                *[f"{median_ratio(seconds[form], seconds['ring']):.2f}x" for form in FORMS[1:]],
+                *[f"{median_ratio(worked[form], worked['ring']):.2f}x" for form in FORMS[1:]],
             )
 
 
@@ -110,7 +112,7 @@ def _attention(results: dict[str, Any]) -> Iterator[str]:
         "slowest rank's time, and how many times faster the fold makes it"
     )
     yield ""
-    yield from _header(
+    yield from heading(
         "ranks",
         "tokens",
         "K and V",
@@ -121,8 +123,8 @@ def _attention(results: dict[str, Any]) -> Iterator[str]:
         count = int(ranks)
         for length in _lengths(measured):
             plain, folded = _of(measured, "plain", length), _of(measured, "folded", length)
-            seconds = [_by_turn(records, "seconds", max) for records in (plain, folded)]
-            yield _row(
+            seconds = [by_turn(records, "seconds", max) for records in (plain, folded)]
+            yield line(
                 ranks,
                 length,
                 f"{plain[0]['gather'] / 1e6:.1f}",
@@ -131,7 +133,7 @@ def _attention(results: dict[str, Any]) -> Iterator[str]:
                 *[f"{_unevenness(_worked(records)):.2f}" for records in (plain, folded)],
                 *[f"{max(_worked(records)):.2f}" for records in (plain, folded)],
                 *[f"{statistics.median(turns):.2f}" for turns in seconds],
-                f"{_ratio(seconds[0], seconds[1]):.2f}x",
+                f"{median_ratio(seconds[0], seconds[1]):.2f}x",
             )
 
 
@@ -157,7 +159,7 @@ def _memory(results: dict[str, Any]) -> Iterator[str]:
         "set rises by during one"
     )
     yield ""
-    yield from _header(
+    yield from heading(
         "sp", "tokens", "parameters, optimizer", "peak", "gathered K and V", "the rest", "of sp 1's"
     )
     alone = None
@@ -170,7 +172,7 @@ def _memory(results: dict[str, Any]) -> Iterator[str]:
         rest = peak - gathered
         alone = alone or rest
         numbers = [f"{number / 1e6:.1f}" for number in (standing, peak, gathered, rest)]
-        yield _row(ranks, tokens, *numbers, f"{rest / alone:.3f}")
+        yield line(ranks, tokens, *numbers, f"{rest / alone:.3f}")
 
 
 def _long(results: dict[str, Any]) -> Iterator[str]:
@@ -192,10 +194,10 @@ def _steps(results: dict[str, Any]) -> Iterator[str]:
         f"step. Peak of the last step above what stands, by rank: {peaks} MB"
     )
     yield ""
-    yield from _header("step", "loss", "s", "tokens/s")
+    yield from heading("step", "loss", "s", "tokens/s")
     for index, step in enumerate(by_rank[0]["steps"]):
         seconds = max(rank["steps"][index]["seconds"] for rank in by_rank)
-        yield _row(index + 1, f"{step['loss']:.4f}", f"{seconds:.1f}", f"{results['length'] / seconds:.0f}")
+        yield line(index + 1, f"{step['loss']:.4f}", f"{seconds:.1f}", f"{results['length'] / seconds:.0f}")
 
 
 def _named(shape: MambaShape) -> str:
@@ -212,21 +214,3 @@ def _lengths(by_rank: list[list[Record]]) -> list[int]:
 def _of(by_rank: list[list[Record]], form: str, length: int) -> list[Record]:
     """Of each rank."""
     return [r for rank in by_rank for r in rank if r["form"] == form and r["length"] == length]
-
-
-def _by_turn(records: list[Record], what: str, over_ranks: Any) -> list[float]:
-    return [over_ranks(turn) for turn in zip(*(record[what] for record in records), strict=True)]
-
-
-def _ratio(times: list[float], others: list[float]) -> float:
-    """The median over turns of these divided by those."""
-    return statistics.median(a / b for a, b in zip(times, others, strict=True))
-
-
-def _header(*names: str) -> Iterator[str]:
-    yield _row(*names)
-    yield "|---" * len(names) + "|"
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(str(cell) for cell in cells)} |"

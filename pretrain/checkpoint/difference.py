@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .index import StoredTensor
+from .index import StoredTensor, describe
 from .saved import Checkpoint
 
 __all__ = ["Difference", "GroupDifference", "compare", "group_of"]
@@ -35,14 +35,14 @@ class GroupDifference:
         return _ratio(self._difference, self._norm)
 
     def add(self, name: str, first: Tensor, second: Tensor) -> None:
+        norm = _squares(first, None)
         self.tensors += 1
+        self._norm += norm
         if first.dtype == second.dtype and torch.equal(_bits(first), _bits(second)):
             self.identical += 1
-            self._norm += _squares(first, None)
             return
-        difference, norm = _squares(first, second), _squares(first, None)
+        difference = _squares(first, second)
         self._difference += difference
-        self._norm += norm
         relative = _ratio(difference, norm)
         if self.farthest is None or not relative <= self.farthest_relative:
             self.farthest, self.farthest_relative = name, relative
@@ -70,7 +70,7 @@ def compare(first: Checkpoint, second: Checkpoint) -> Difference:
         UserError: a checkpoint is damaged.
     """
     ours, theirs = first.tensors, second.tensors
-    said = {name: (_said(ours[name]), _said(theirs[name])) for name in ours if name in theirs}
+    said = {name: (describe(ours[name]), describe(theirs[name])) for name in ours if name in theirs}
     difference = Difference(
         [name for name in ours if name not in theirs],
         [name for name in theirs if name not in ours],
@@ -110,7 +110,3 @@ def _ratio(difference: float, norm: float) -> float:
     if norm:
         return math.sqrt(difference / norm)
     return math.inf if difference else 0.0
-
-
-def _said(stored: StoredTensor) -> str:
-    return f"{tuple(stored.shape)} {str(stored.dtype).removeprefix('torch.')}"

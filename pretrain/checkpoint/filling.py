@@ -9,8 +9,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
-from ...errors import UserError
-from .index import StoredTensor
+from ...errors import UserError, few
+from .index import StoredTensor, describe
 from .planning import PartLoadPlanner
 from .storage import RankFileReader
 
@@ -46,9 +46,9 @@ def _check_fits(
     unknown = [] if partial else [name for name in stored if name not in tensors]
     faults = []
     if missing:
-        faults.append(f"it lacks {_few(missing)}")
+        faults.append(f"it lacks {few(missing)}")
     if unknown:
-        faults.append(f"it also holds {_few(unknown)}")
+        faults.append(f"it also holds {few(unknown)}")
     if faults:
         raise UserError(
             f"{folder}: not a checkpoint of this model: {' and '.join(faults)}; "
@@ -56,13 +56,13 @@ def _check_fits(
         )
     differ = []
     for name, tensor in tensors.items():
-        here = _describe(tensor.shape, tensor.dtype)
-        there = _describe(stored[name].shape, stored[name].dtype)
+        here = describe(tensor)
+        there = describe(stored[name])
         if here != there:
             differ.append(f"{name} ({there} saved, {here} asked for)")
     if differ:
         raise UserError(
-            f"{folder}: not a checkpoint of this model: other shape or dtype of {_few(differ)}; "
+            f"{folder}: not a checkpoint of this model: other shape or dtype of {few(differ)}; "
             "use the config it was saved with, or start in another run.dir"
         )
 
@@ -77,12 +77,3 @@ def silence_single_process_warning() -> None:
     warnings.filterwarnings(
         "ignore", message="torch.distributed is disabled, unavailable or uninitialized", category=UserWarning
     )
-
-
-def _describe(shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    return f"{tuple(shape)} {str(dtype).removeprefix('torch.')}"
-
-
-def _few(items: list[str]) -> str:
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return ", ".join(items[:3]) + more

@@ -23,7 +23,16 @@ import torch
 
 from ...errors import UserError
 
-__all__ = ["ALIGNMENT", "DTYPES", "INDEX_FILE", "Chunk", "StoredTensor", "format_index", "read_index"]
+__all__ = [
+    "ALIGNMENT",
+    "DTYPES",
+    "INDEX_FILE",
+    "Chunk",
+    "StoredTensor",
+    "describe",
+    "format_index",
+    "read_index",
+]
 
 INDEX_FILE = "metadata.json"
 RANK_FILE = re.compile(r"rank-[0-9]{5,9}\.bin", re.ASCII)
@@ -69,6 +78,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
     chunks: tuple[Chunk, ...]
+
+
+def describe(tensor: StoredTensor | torch.Tensor) -> str:
+    """Its shape and dtype, for a line of text."""
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def format_index(tensors: Mapping[str, StoredTensor]) -> str:

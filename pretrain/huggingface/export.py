@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...data.mixture import Plan, open_sources
 from ...data.window import window
-from ...errors import UserError
+from ...errors import UserError, few
 from ..checkpoint import Checkpoint
 from ..config import Config, ModelConfig
 from ..config_file import parse_config
@@ -28,7 +28,6 @@ from .config import check_fits, config_json, generation_config_json, notes
 from .names import FileTensor, tensor_map
 from .origin import Dtype, Origin, file_dtypes
 from .placing import appearing, check_target, disk_errors
-from .reading import few
 from .shards import write_shards
 from .tokenizer import ExportedTokenizer, export_tokenizer
 from .verify import check_model, check_tokenizer, compute

@@ -1,13 +1,13 @@
 """From a Hugging Face folder to plait's tensors, bit for bit, and the tokenizer that lies beside them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...data.tokenizer import Tokenizer, load_tokenizer
-from ...errors import UserError
+from ...errors import UserError, few
 from ..config import ModelConfig
 from .config import MARKER
 from .folder import ModelFolder
@@ -15,7 +15,7 @@ from .matching import Matching, match
 from .names import FileTensor, from_files, tensor_map
 from .read_config import read_model_config
 
-__all__ = ["FolderModel", "few", "read_model", "read_tokenizer"]
+__all__ = ["FolderModel", "read_model", "read_tokenizer"]
 
 EMBEDDING, HEAD = "backbone.embeddings.weight", "lm_head.weight"
 
@@ -122,8 +122,3 @@ def read_tokenizer(folder: ModelFolder) -> Tokenizer | None:
         if (folder.path / name).is_file():
             return load_tokenizer(files[name])
     return None
-
-
-def few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ...kernels.normalization import rms_norm
 from ...parallel.experts import Dispatch
-from ...parallel.halo import KeptHalo
 from ...parallel.mesh import Mesh
 from ...parallel.placements import local
 from ...parallel.state_passing import StateExchange
+from ...parallel.travel import Arrival
 from .parameters import Constant, Rule, declare
 
 __all__ = [
@@ -94,7 +94,7 @@ class Kept:
 
     def __init__(self, mesh: Mesh) -> None:
         self.exchange = StateExchange(mesh) if mesh.sp.size > 1 else None
-        self.halo = KeptHalo()
+        self.halo = Arrival()
         self.choice_BLK: Tensor | None = None
         """Each token's experts: rounding must not change them under what was sent already."""
         self.chosen_BE: Tensor | None = None

@@ -59,8 +59,10 @@ class Router(nn.Module):
         config = self.config
         logits = F.linear(exact(x_BLD), exact(local(self.weight)))
         scores = logits.sigmoid() if config.score == "sigmoid" else logits.softmax(-1)
+        entropy = None
         if kept.choice_BLK is None:
             kept.choice_BLK = self._choose(scores.detach() + self.correction_bias)
+            entropy = _entropy(scores.detach()) if torch.is_grad_enabled() else None
         expert = kept.choice_BLK
         weight = scores.gather(-1, expert)
         if config.norm_top_k:
@@ -71,7 +73,6 @@ class Router(nn.Module):
         if config.z_loss:
             losses["router_z_loss"] = config.z_loss * logits.logsumexp(-1).square().sum()
         weight = (weight * config.scaling).flatten(0, 1)
-        entropy = _entropy(scores.detach()) if torch.is_grad_enabled() else None
         return Choice(expert.flatten(0, 1), weight, losses, entropy)
 
     def _choose(self, merit_BLE: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import yaml
 # Programs run in this process and in the ranks' own, and are found by the same names in both.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pool import OneRank, Pools, Tree
+from pool import OneRank, Pools, Tree, change
 
 
 @pytest.fixture(scope="session")
@@ -51,12 +51,7 @@ def tree(corpus) -> Callable[..., Tree]:
             log: {{tensorboard: false}}
             evaluate: {{batches: 1}}
         """)
-        for key, value in (changes or {}).items():
-            *sections, last = key.split(".")
-            section = tree
-            for name in sections:
-                section = section[name]
-            section[last] = value
+        change(tree, changes or {})
         return tree | {"parallel": parallel}
 
     return make

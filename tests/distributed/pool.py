@@ -9,18 +9,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ranks
 import torch
 
-__all__ = ["OneRank", "Pool", "Pools", "Tree"]
+__all__ = ["OneRank", "Pool", "Pools", "Tree", "change"]
 
 Tree = dict[str, Any]
 
 PATIENCE = 300.0
 """Seconds that a case may take before its ranks are killed."""
+
+
+def change(tree: Tree, changes: Mapping[str, Any]) -> None:
+    """Set values by their keys, as ``{"train.steps": 20}``."""
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        section = tree
+        for name in sections:
+            section = section[name]
+        section[last] = value
 
 
 class Pool:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from agreement import assert_same_steps, differences
+from pool import change
 
 from plait.errors import UserError
 from plait.pretrain.config_file import dump_config, load_config
@@ -34,12 +35,7 @@ def turbos(corpus):
         tree["optim"] |= {"warmup_steps": 1}
         tree["checkpoint"]["every"] = tree["evaluate"]["every"] = 2
         tree["evaluate"]["batches"] = 1
-        for key, value in (changes or {}).items():
-            *sections, last = key.split(".")
-            section = tree
-            for name in sections:
-                section = section[name]
-            section[last] = value
+        change(tree, changes or {})
         return tree if not parallel else tree | {"parallel": parallel}
 
     return make

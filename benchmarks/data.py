@@ -30,7 +30,7 @@ from plait.data.build import build
 from plait.data.corpus import Corpus
 from plait.data.loader import Loader
 from plait.data.manifest import read_manifest
-from plait.data.mixture import Plan, open_blend
+from plait.data.plan import Plan, open_blend
 from plait.data.shards import megatron_indexed_dataset
 from plait.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 

@@ -1,17 +1,16 @@
 """The loader: batches read ahead by background threads, in the same order for any number of them."""
 
-import itertools
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from .mixture import Plan
+from .plan import Plan
 from .shards import Shard
 from .window import batch
 
@@ -29,7 +28,7 @@ class Loader:
     Args:
         plan: the order.
         shards: by prefix, those the plan reads from the cursor on.
-        cursor: samples consumed so far; the first batch begins there.
+        cursor: the sample the first batch begins at, or, where that is left out, before.
         batch_size: samples a batch, over all ranks.
         rows: this rank's samples of each batch; all of it by default.
         isolate_documents: as for :func:`plait.data.window.window`.
@@ -38,7 +37,7 @@ class Loader:
         workers: threads; each reads every so many-th batch.
 
     Attributes:
-        cursor: samples consumed, over all ranks: those of the batches that :meth:`next` gave out.
+        cursor: the sample after those of the batches that :meth:`next` gave out, over all ranks.
     """
 
     def __init__(
@@ -57,6 +56,7 @@ class Loader:
         mine = range(batch_size)[rows]
         if not mine:
             raise ValueError(f"rows {rows} of a batch of {batch_size} are none")
+        self.plan = plan
         self.cursor = cursor
         self.batch_size = batch_size
         self._failure: BaseException | None = None
@@ -67,7 +67,8 @@ class Loader:
         self._taken = 0
 
         def read(first: int) -> Batch:
-            indices = [first + row for row in mine]
+            taken = plan.take(first, batch_size)
+            indices = [taken[row] for row in mine]
             return batch(plan, shards, indices, isolate_documents=isolate_documents, part=part)
 
         stop = threading.Event()
@@ -77,7 +78,7 @@ class Loader:
                 target=_read_ahead,
                 args=(
                     read,
-                    itertools.count(cursor + worker * batch_size, workers * batch_size),
+                    _cursors(plan, plan.advance(cursor, worker * batch_size), workers * batch_size),
                     batches,
                     stop,
                 ),
@@ -111,7 +112,7 @@ class Loader:
             waited = time.perf_counter() - began
             self._taken += 1
             if not isinstance(item, BaseException):
-                self.cursor += self.batch_size
+                self.cursor = self.plan.advance(self.cursor, self.batch_size)
                 return item, waited
             self._failure = item
         raise self._failure
@@ -127,6 +128,12 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _cursors(plan: Plan, cursor: int, samples: int) -> Iterator[int]:
+    while True:
+        yield cursor
+        cursor = plan.advance(cursor, samples)
 
 
 def _read_ahead(

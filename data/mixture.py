@@ -1,7 +1,6 @@
-"""The order of training: which window of which source is sample number ``index``, as a pure function.
+"""Which window of which source is sample number ``index`` of a stage, as a pure function.
 
-A plan lists stages. A stage holds from its first sample on, and says seed, window length and sources.
-Sample i of a stage is found in three steps, each in integer arithmetic and without state:
+It is found in three steps, each in integer arithmetic and without state:
 
 1. *Which source*: the weights are whole numbers with sum P. The sources are halved again and again;
    of n samples that reach a half-way point, the first half, of weight w among W, gets round(n w / W)
@@ -15,31 +14,22 @@ Sample i of a stage is found in three steps, each in integer arithmetic and with
    read twice whatever the new window, blend or seed.
 """
 
-import hashlib
-import json
 import math
-from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 from ..errors import UserError
 from .permutation import Permutation, derive_key
-from .shards import Shard
 
-__all__ = ["SEGMENT_TOKENS", "Plan", "Sample", "Source", "Stage", "open_blend", "open_sources"]
+__all__ = ["SEGMENT_TOKENS", "Sample", "Source", "Stage"]
 
 SEGMENT_TOKENS = 2**24
 """Tokens within which windows are shuffled. Documents are shuffled when shards are built, so this only
 has to part the windows of one long document. 32 MiB of two-byte tokens stay in a page cache while they
 are read at random, and it is what a change of stage skips of a source at most."""
-
-FORMAT = 2
-OPENING_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -186,180 +176,6 @@ class Stage:
         return epoch, offset, windows, window
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Stages in the order in which they hold; the last one holds for ever."""
-
-    stages: tuple[Stage, ...]
-
-    @classmethod
-    def start(
-        cls, sources: Sequence[Source], *, seed: int, seq_len: int, segment_tokens: int = SEGMENT_TOKENS
-    ) -> Self:
-        """A plan of one stage, from sample 0 on.
-
-        Raises:
-            UserError: a source shorter than one window, or two of the same content.
-        """
-        _check_distinct(sources)
-        return cls((Stage(0, seed, seq_len, tuple(sources), segment_tokens),))
-
-    def append(self, sources: Sequence[Source], *, first_sample: int, seed: int, seq_len: int) -> Self:
-        """The plan with another stage from ``first_sample`` on.
-
-        A source that the plan has read before, told by its content, goes on at its next segment.
-        A last stage that holds for no sample (the same ``first_sample``) is replaced.
-
-        Raises:
-            UserError: ``first_sample`` lies before the last stage, or as for :meth:`start`.
-        """
-        last = self.stages[-1]
-        if first_sample < last.first_sample:
-            raise UserError(
-                f"a stage from sample {first_sample} on would come before the last one, which is from "
-                f"{last.first_sample} on; begin from an earlier checkpoint's plan"
-            )
-        _check_distinct(sources)
-        ends = [stage.first_sample for stage in self.stages[1:]] + [first_sample]
-        reached: dict[str, Source] = {}
-        for stage, end in zip(self.stages, ends, strict=True):
-            reached |= {source.content: source for source in stage.after(end - stage.first_sample)}
-        moved = tuple(
-            replace(source, epoch=found.epoch, token=found.token)
-            if (found := reached.get(source.content))
-            else source
-            for source in sources
-        )
-        kept = tuple(stage for stage in self.stages if stage.first_sample < first_sample)
-        return type(self)((*kept, Stage(first_sample, seed, seq_len, moved, last.segment_tokens)))
-
-    def sample(self, index: int) -> Sample:
-        """Where sample ``index`` of the run lies: O(log stages + sources), no memory."""
-        if index < 0:
-            raise IndexError(f"sample {index}")
-        stage = self.stages[bisect_right(self.stages, index, key=lambda stage: stage.first_sample) - 1]
-        return stage.sample(index - stage.first_sample)
-
-    def shares(self, samples: int) -> dict[str, float]:
-        """The fraction of the run's first samples that each source was drawn for, by prefix.
-
-        All of it is arithmetic on the plan. A source that no sample has reached yet has the share 0.
-        """
-        drawn: dict[str, int] = {}
-        ends = [stage.first_sample for stage in self.stages[1:]] + [samples]
-        for stage, end in zip(self.stages, ends, strict=True):
-            counts = stage.counts(max(0, min(samples, end) - stage.first_sample))
-            for source, count in zip(stage.sources, counts, strict=True):
-                drawn[source.prefix] = drawn.get(source.prefix, 0) + count
-        return {prefix: count / max(1, samples) for prefix, count in drawn.items()}
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as what JSON can hold; :meth:`from_json` gives an equal one."""
-        return {"format": FORMAT, "stages": [asdict(stage) for stage in self.stages]}
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Self:
-        """The plan that :meth:`to_json` wrote.
-
-        Raises:
-            UserError: it was written by another version.
-        """
-        if tree.get("format") != FORMAT:
-            raise UserError(
-                f"the data plan has format {tree.get('format')}, and this plait reads {FORMAT}; "
-                "go on with the plait that wrote it"
-            )
-        stages = [
-            Stage(**{**stage, "sources": tuple(Source(**source) for source in stage["sources"])})
-            for stage in tree["stages"]
-        ]
-        return cls(tuple(stages))
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of all that decides the order, which is everything but where the shards lie."""
-        tree = self.to_json()
-        for stage in tree["stages"]:
-            for source in stage["sources"]:
-                del source["prefix"]
-        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
-
-
-def open_blend(blend: Mapping[str, float]) -> tuple[list[Source], dict[str, Shard]]:
-    """The sources of a blend at their beginnings, and their shards by prefix.
-
-    Args:
-        blend: weight by prefix.
-
-    Raises:
-        UserError: shards that are missing or damaged, a weight that is not positive, or shards made
-            with different tokenizers.
-    """
-    shards = _open_shards(blend)
-    made_by: dict[str, str] = {}
-    for prefix, shard in shards.items():
-        if not (0 < blend[prefix] < math.inf):
-            raise UserError(f"data.blend: {prefix} has the weight {blend[prefix]}; give a positive number")
-        if shard.manifest:
-            made_by.setdefault(shard.manifest.tokenizer_sha256, prefix)
-    if len(made_by) > 1:
-        one, other, *_ = made_by.values()
-        raise UserError(
-            f"data.blend: {one} and {other} were built with different tokenizers; rebuild one of them"
-        )
-    sources = [
-        Source(prefix, float(blend[prefix]), shard.num_tokens, shard.content)
-        for prefix, shard in shards.items()
-    ]
-    return sources, shards
-
-
-def open_sources(plan: Plan, first_sample: int = 0) -> dict[str, Shard]:
-    """The shards, by prefix, that a plan reads from a sample on.
-
-    Raises:
-        UserError: shards that are missing, damaged, or not those the plan was made for.
-    """
-    ends = [stage.first_sample for stage in plan.stages[1:]] + [math.inf]
-    sources = [
-        source
-        for stage, end in zip(plan.stages, ends, strict=True)
-        for source in stage.sources
-        if end > first_sample
-    ]
-    shards = _open_shards(source.prefix for source in sources)
-    for source in sources:
-        if shards[source.prefix].content != source.content:
-            raise UserError(
-                f"{source.prefix}: not the shards that this run began with (they were rebuilt or "
-                "replaced); bring those back, or start a new run"
-            )
-    return shards
-
-
-def _open_shards(prefixes: Iterable[str]) -> dict[str, Shard]:
-    """Shards by prefix, opened by threads: thousands on a network's disk take their time, but the same."""
-
-    def opened(prefix: str) -> Shard:
-        shard = Shard(prefix)
-        _ = shard.content
-        return shard
-
-    prefixes = list(dict.fromkeys(prefixes))
-    with ThreadPoolExecutor(OPENING_THREADS) as pool:
-        return dict(zip(prefixes, pool.map(opened, prefixes), strict=True))
-
-
 @lru_cache(maxsize=1024)
 def _permutation(size: int, key: int) -> Permutation:
     return Permutation(size, key)
-
-
-def _check_distinct(sources: Sequence[Source]) -> None:
-    seen: dict[str, str] = {}
-    for source in sources:
-        if other := seen.get(source.content):
-            raise UserError(
-                f"data.blend: {other} and {source.prefix} are the same shards; name one, with both weights"
-            )
-        seen[source.content] = source.prefix

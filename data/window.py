@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .mixture import Plan
+from .plan import Plan
 from .shards import Shard
 
 __all__ = ["IGNORE", "batch", "window"]

@@ -14,6 +14,7 @@ from . import (
     data_commands,
     evaluate_command,
     export_command,
+    fork_command,
     generate_command,
     import_command,
     launch_commands,
@@ -36,6 +37,7 @@ app.command()(train_commands.train)
 app.add_typer(launch_commands.app, name="launch")
 app.command()(train_commands.plot)
 app.add_typer(checkpoint_commands.app, name="checkpoint")
+app.command()(fork_command.fork)
 app.command()(export_command.export)
 app.add_typer(import_command.app, name="import")
 app.command()(generate_command.generate)

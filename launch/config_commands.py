@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Show a run's full config, its layout over ranks, or the schema of all configs.",
+    help="Show a run's full config, its stages, its layout over ranks, or the schema of all configs.",
     no_args_is_help=True,
 )
 
@@ -43,3 +43,12 @@ def layout(
     from .layout_table import show_layout
 
     show_layout(load_config(config, overrides or ()), every_rank=every_rank)
+
+
+@app.command()
+def stages(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
+    """Print the stages that a new run would go through: when each begins, and what it changes."""
+    from ..pretrain.config_file import load_config
+    from .stage_table import show_stages
+
+    show_stages(load_config(config, overrides or ()))

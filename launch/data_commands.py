@@ -161,22 +161,21 @@ def batch(
     """Write the batch of one optimizer step: tokens, targets, document_ids, positions, each (B, L)."""
     import numpy as np
 
-    from ..data.mixture import Plan, open_blend
+    from ..data.plan import open_sources
     from ..data.window import batch as read_batch
     from ..pretrain.config_file import load_config
+    from ..pretrain.course import plan_of_step
 
-    loaded = load_config(config, overrides or ())
-    sources, shards = open_blend(loaded.data.blend)
-    plan = Plan.start(sources, seed=loaded.run.seed, seq_len=loaded.data.seq_len)
-    size = loaded.train.batch_size
-    indices = range((step - 1) * size, step * size)
-    arrays = read_batch(plan, shards, indices, isolate_documents=loaded.data.isolate_documents)
+    plan, samples, present = plan_of_step(load_config(config, overrides or ()), step)
+    shards = open_sources(plan, samples[0])
+    arrays = read_batch(plan, shards, samples, isolate_documents=present.data.isolate_documents)
     try:
         with out.open("wb") as file:
             np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}; name another file") from None
-    typer.echo(f"{out}: samples {indices.start} to {indices.stop - 1}, {size} x {loaded.data.seq_len} tokens")
+    size, length = arrays["tokens"].shape
+    typer.echo(f"{out}: samples {samples[0]} to {samples[-1]}, {size} x {length} tokens")
 
 
 @contextmanager

@@ -5,14 +5,15 @@ message that names the key and the remedy. `model_config.py` has the sections of
 `config_file.py` reads all of them from YAML.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ..parallel.axes import LAYOUT, num_ranks
-from .config_section import Coefficient, Count, Duration, Section
+from .config_section import Blend, Coefficient, Count, Duration, Rate, Schedule, Section, SequenceLength
 from .layout import check_layout
 from .model_config import AttentionConfig, MambaConfig, MLPConfig, ModelConfig, MoEConfig
+from .stage_config import StageConfig, stage_number, tree_of_stage
 
 __all__ = [
     "AttentionConfig",
@@ -39,27 +40,35 @@ class RunConfig(Section):
     """Decides the initial parameters and the order of the data."""
 
 
+Sample = Annotated[int, Field(ge=0)]
+SampleRange = Annotated[tuple[Sample, Sample], Field(strict=False)]
+
+
 class DataConfig(Section):
-    blend: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    blend: Blend
     """Shards to train on, ``PREFIX: weight``; PREFIX.bin and PREFIX.idx are in Megatron's format."""
     validation: str | None = None
     """The prefix of held-out shards, for evaluation."""
-    seq_len: Annotated[int, Field(ge=2)]
+    seq_len: SequenceLength
     """Tokens a training sequence; each sample holds one more, for the last target."""
     isolate_documents: bool = True
     """Documents that share a sequence do not see each other."""
     workers: Count = 1
     """Threads that read batches ahead, for disks that answer late; the order is the same for any number."""
-
-    @field_validator("blend", mode="before")
-    @classmethod
-    def _one_source(cls, blend: Any) -> Any:
-        return {blend: 1.0} if isinstance(blend, str) else blend
+    skip: Annotated[tuple[SampleRange, ...], Field(strict=False)] = ()
+    """Samples that are left out, as ``[[from, to], …]``, `to` not among them: those that metrics.jsonl counts
+    as `samples`. What would have come after them comes in their place."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.blend:
-            raise ValueError("data.blend = {} names no shards; add PREFIX: weight")
+        reached = 0
+        for begin, end in self.skip:
+            if begin < reached or end <= begin:
+                raise ValueError(
+                    f"data.skip has [{begin}, {end}] after {reached}; give pairs [from, to] in order, none "
+                    "empty"
+                )
+            reached = end
         return self
 
 
@@ -87,13 +96,13 @@ class TrainConfig(Section):
 class OptimConfig(Section):
     """AdamW; parameters with one dimension do not decay."""
 
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    lr: Rate
     """The peak learning rate."""
     min_lr: Coefficient = 0.0
     """Where the decay ends."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Linear from zero to the peak."""
-    schedule: Literal["wsd", "cosine", "constant"] = "wsd"
+    schedule: Schedule = "wsd"
     """After the warmup: hold then decay linearly (wsd), half a cosine, or hold."""
     decay_steps: Count | None = None
     """Length of wsd's decay; null means a fifth of ``train.steps``."""
@@ -102,7 +111,7 @@ class OptimConfig(Section):
         tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
     ] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0, lt=1)] = 1e-8
-    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
+    clip: Rate | None = 1.0
     """Largest global norm of the gradient; null means no clipping."""
 
     @model_validator(mode="after")
@@ -196,6 +205,26 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    stages: Annotated[tuple[StageConfig, ...], Field(strict=False)] = ()
+    """What changes on the way, each from a count of tokens on: ``data.blend``, ``data.seq_len``,
+    ``train.batch_size``, the schedule under ``optim``."""
+
+    def at(self, tokens: int) -> "Config":
+        """The config as it holds after so many tokens: without stages, what they changed in its place."""
+        return self._of_stage(stage_number(self.stages, tokens))
+
+    def each_stage(self) -> "list[Config]":
+        """The config as it holds in its beginning and from each stage on."""
+        return [self._of_stage(number) for number in range(len(self.stages) + 1)]
+
+    def shards(self, tokens: int | None = None) -> list[str]:
+        """The prefixes that it trains on, up to so many tokens or in all stages."""
+        stages = self.each_stage()
+        begun = stages if tokens is None else stages[: 1 + stage_number(self.stages, tokens)]
+        return list(dict.fromkeys(prefix for stage in begun for prefix in stage.data.blend))
+
+    def _of_stage(self, number: int) -> "Config":
+        return Config.model_validate(tree_of_stage(self.model_dump(mode="json", by_alias=True), number))
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -210,4 +239,22 @@ class Config(Section):
                 f"optim.decay_steps = {optim.decay_steps} and optim.warmup_steps = {optim.warmup_steps} "
                 f"together exceed train.steps = {train.steps}; lower one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        before = 0
+        for index, stage in enumerate(self.stages):
+            if stage.from_tokens <= before:
+                raise ValueError(
+                    f"stages.{index}.from_tokens = {stage.from_tokens} does not come after {before}; give "
+                    "the stages in their order"
+                )
+            before = stage.from_tokens
+            try:
+                self._of_stage(index + 1)
+            except ValidationError as error:
+                detail = error.errors(include_url=False)[0]
+                cause = detail.get("ctx", {}).get("error", detail["msg"])
+                raise ValueError(f"stages.{index}: {cause}") from None
         return self

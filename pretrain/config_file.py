@@ -1,5 +1,6 @@
 """Configs on disk: YAML in, overrides from the command line, one line for every mistake, YAML out."""
 
+import copy
 import difflib
 import re
 import types
@@ -13,14 +14,17 @@ from pydantic import BaseModel, ValidationError
 
 from ..errors import UserError
 from .config import Config, ModelConfig
+from .stage_config import STAGE_KEYS
 
 __all__ = [
     "config_keys",
+    "differing_keys",
     "dump_config",
     "dump_model",
     "find_config",
     "flatten_config",
     "load_config",
+    "override_config",
     "parse_config",
     "parse_model",
 ]
@@ -57,6 +61,21 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     for override in overrides:
         _apply(tree, override)
     return parse_config(_with_inherited_model(tree), str(path))
+
+
+def override_config(tree: Mapping[str, Any], overrides: Iterable[str], origin: str) -> Config:
+    """Check a tree of keys with ``key=value`` overrides applied to it.
+
+    Args:
+        origin: where the tree came from; opens the error's line.
+
+    Raises:
+        UserError: as for :func:`load_config`.
+    """
+    tree = copy.deepcopy(dict(tree))
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree, origin)
 
 
 def find_config(path: str | Path) -> Path:
@@ -122,6 +141,12 @@ def flatten_config(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def differing_keys(one: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """Keys of two configs that differ: key -> both values."""
+    first, second = (flatten_config(config.model_dump(mode="json", by_alias=True)) for config in (one, other))
+    return {key: (first[key], second[key]) for key in first if first[key] != second[key]}
 
 
 def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
@@ -230,12 +255,14 @@ def _explain(detail: Any) -> str:
     key = ".".join(location)
     value, kind = detail["input"], detail["type"]
     if kind == "extra_forbidden":
+        if location[0] == "stages":
+            return f"{key} is no key that a stage can change; those are {', '.join(STAGE_KEYS)}"
         return _unknown(key, config_keys())
     if kind == "missing":
         return f"{key} is not set; add it"
     if kind == "value_error":
         return str(detail["ctx"]["error"])
-    message = detail["msg"].removeprefix("Input should be ").rstrip(".")
+    message = detail["msg"].removeprefix("Input should be ").rstrip(".").replace("valid tuple", "list")
     shown = repr(value) if isinstance(value, str) else str(value).replace("None", "null")
     return f"{key} = {shown[:80]}: give {message}"
 

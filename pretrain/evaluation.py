@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.mixture import Plan, open_blend
+from ..data.plan import Plan, open_blend
 from ..data.tokenizer import Tokenizer
 from ..data.window import IGNORE, batch
 from ..errors import UserError

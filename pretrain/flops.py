@@ -5,6 +5,7 @@ once and backward twice; what is recomputed or padded is not.
 """
 
 import time
+from functools import cache
 
 import torch
 
@@ -64,11 +65,12 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     return 3.0 * total
 
 
+@cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s that MFU is measured against.
 
     A known GPU has its vendor's figure for bf16. Any other device is timed on a square product of the
-    dtype, the best of half a second.
+    dtype, once a process, the best of half a second.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)

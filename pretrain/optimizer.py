@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from ..parallel.mesh import Mesh
 from ..parallel.placements import gradient_norm, scale_gradients, sum_replicated_gradients
-from .config import OptimConfig, TrainConfig
+from .config import OptimConfig
 
 __all__ = ["build_optimizer", "clip_gradients", "learning_rate"]
 
@@ -32,8 +32,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(step: int, optim: OptimConfig, train: TrainConfig) -> float:
-    """The learning rate of a step, 1 being the first.
+def learning_rate(step: int, optim: OptimConfig, steps: int) -> float:
+    """The learning rate of a step of a schedule, 1 being the first, of so many steps.
 
     The warmup reaches the peak at its last step; a decay would reach `min_lr` at the step after the
     run's last, so that no step is spent standing still.
@@ -42,11 +42,11 @@ def learning_rate(step: int, optim: OptimConfig, train: TrainConfig) -> float:
         return optim.lr * step / optim.warmup_steps
     done = step - 1
     if optim.schedule == "cosine":
-        progress = (done - optim.warmup_steps) / max(1, train.steps - optim.warmup_steps)
+        progress = (done - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
         factor = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     elif optim.schedule == "wsd":
-        decay = optim.decay_steps or max(1, train.steps // 5)
-        factor = min(1.0, max(0.0, (train.steps - done) / decay))
+        decay = optim.decay_steps or max(1, steps // 5)
+        factor = min(1.0, max(0.0, (steps - done) / decay))
     else:
         return optim.lr
     return optim.lr * factor + optim.min_lr * (1 - factor)

@@ -137,7 +137,8 @@ class RunFolder:
 
     def _bring_tokenizer(self, config: Config, initial: "RunFolder | None") -> None:
         theirs = initial.tokenizer() if initial else None
-        for prefix in [*config.data.blend, *([config.data.validation] if config.data.validation else [])]:
+        held_out = config.data.validation
+        for prefix in [*config.shards(), *([held_out] if held_out else [])]:
             manifest = manifest_of(prefix)
             if manifest is None:
                 continue

@@ -1,22 +1,31 @@
 """What a training run is at a step, and how it comes back: everything a checkpoint holds."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
 from torch import Tensor
 
-from ..data.mixture import Plan, Source
+from ..data.plan import Plan
 from ..errors import UserError, few
 from .checkpoint import Checkpoint
 from .config import Config
 from .config_file import dump_config, flatten_config
 from .model import Hybrid
+from .stage_config import stage_number, tree_of_stage
 
-__all__ = ["CARRIED", "TrainState", "changed_keys", "empty_carried", "word_differences"]
+__all__ = [
+    "CARRIED",
+    "FROM_THE_START",
+    "ScheduleBegin",
+    "TrainState",
+    "changed_keys",
+    "empty_carried",
+    "word_differences",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +50,16 @@ CARRIED = "carried."
 """Opens the names of tensors that a checkpoint only passes on."""
 
 
+class ScheduleBegin(NamedTuple):
+    from_tokens: int
+    """By which the config's stage is known that it is of; 0 for that of the run's beginning."""
+    step: int
+    """Steps done before its first."""
+
+
+FROM_THE_START = ScheduleBegin(0, 0)
+
+
 @dataclass
 class TrainState:
     model: Hybrid
@@ -49,9 +68,11 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
     samples: int = 0
-    """Sequences consumed over all ranks: the cursor into the plan."""
+    """The cursor into the plan: sequences consumed over all ranks, and left out."""
     tokens: int = 0
     """Tokens consumed over all ranks."""
+    schedule: ScheduleBegin = FROM_THE_START
+    """Where the learning rate's schedule began."""
     carried: dict[str, Tensor] = field(default_factory=dict)
     """Tensors of an imported folder that no layer uses, on the CPU; kept for its export."""
     origin: dict[str, Any] | None = None
@@ -83,21 +104,18 @@ class TrainState:
             "step": self.step,
             "samples": self.samples,
             "tokens": self.tokens,
+            "schedule": self.schedule._asdict(),
             "config": dump_config(config),
             "plan": self.plan.to_json(),
             "plan_fingerprint": self.plan.fingerprint,
             **({"origin": self.origin} if self.origin else {}),
         }
 
-    def resume(
-        self, checkpoint: Checkpoint, changes: dict[str, Any], sources: Sequence[Source], config: Config
-    ) -> None:
-        """Become what a checkpoint holds, and go on with the config's data.
+    def resume(self, checkpoint: Checkpoint, changes: dict[str, Any]) -> None:
+        """Become what a checkpoint holds.
 
         Args:
-            changes: what `changed_keys` found; each is announced, and changed data begins a new stage
-                of the plan at this sample.
-            sources: those of the config's blend.
+            changes: what `changed_keys` found; each is announced.
         """
         self.carried = empty_carried(checkpoint)
         tensors = self.tensors()
@@ -107,12 +125,10 @@ class TrainState:
         self.origin = facts.get("origin")
         self.step, self.samples, self.tokens = (int(facts[key]) for key in ("step", "samples", "tokens"))
         self.plan = Plan.from_json(facts["plan"])
+        # Checkpoints of before there were stages do not say.
+        self.schedule = ScheduleBegin(**facts.get("schedule", FROM_THE_START._asdict()))
         for key, (then, now) in changes.items():
             logger.warning("%s was %s in the checkpoint and is %s now", key, then, now)
-        if any(key in changes for key in ("data.blend", "data.seq_len", "run.seed")):
-            self.plan = self.plan.append(
-                sources, first_sample=self.samples, seed=config.run.seed, seq_len=config.data.seq_len
-            )
 
 
 def empty_carried(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -125,7 +141,8 @@ def empty_carried(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any, Any]]:
-    """Keys whose value is not that of the checkpoint's config: key -> (then, now).
+    """Keys whose value is not that of the checkpoint's config, as both hold at the checkpoint's tokens: key
+    -> (then, now); and `stages`, where they differ.
 
     Keys that a resumed run may change freely are left out.
 
@@ -139,8 +156,8 @@ def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any,
             f"run.dir = {run} is an imported model, and no training to go on with; set checkpoint.init_from "
             f"= {run} and another run.dir"
         )
-    then = flatten_config(yaml.safe_load(checkpoint.manifest.facts["config"]))
-    now = flatten_config(yaml.safe_load(dump_config(config)))
+    facts = checkpoint.manifest.facts
+    then, now = (_keys_at(text, int(facts["tokens"])) for text in (facts["config"], dump_config(config)))
     changed = {
         key: (then.get(key), now.get(key))
         for key in sorted(then.keys() | now.keys())
@@ -158,6 +175,12 @@ def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any,
             "restore those keys, or choose another run.dir"
         )
     return changed
+
+
+def _keys_at(text: str, tokens: int) -> dict[str, Any]:
+    tree = yaml.safe_load(text)
+    stages = tree.get("stages", [])
+    return flatten_config(tree_of_stage(tree, stage_number(stages, tokens))) | {"stages": stages}
 
 
 def word_differences(differ: Mapping[str, tuple[Any, Any]], one: str, other: str) -> str:

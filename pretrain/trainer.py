@@ -9,13 +9,15 @@ from typing import Any
 import torch
 
 from ..data.loader import Loader
-from ..data.mixture import Plan, open_blend, open_sources
+from ..data.plan import Plan, open_blend, open_sources
 from ..data.window import IGNORE
 from ..errors import UserError
 from ..parallel.collectives import sum_in_place
 from .callbacks.base import Callback
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
+from .config_file import differing_keys
+from .course import check_stages_reached, tokens_a_step
 from .flops import flops_per_token, peak_flops
 from .initial_weights import find_initial_weights
 from .loss import MicroBatch, StepCounts, accumulate_gradients
@@ -25,9 +27,10 @@ from .optimizer import build_optimizer, clip_gradients, learning_rate
 from .ranks import device_of, mesh_of
 from .run_folder import RunFolder, write_status
 from .sharding import shard_model
+from .stage_config import stage_number
 from .step_sums import StepSums, sum_parts
 from .stopping import Stopping
-from .train_state import TrainState, changed_keys
+from .train_state import FROM_THE_START, ScheduleBegin, TrainState, changed_keys
 
 __all__ = ["Trainer"]
 
@@ -47,6 +50,8 @@ class Trainer:
 
     Attributes:
         state: model, optimizer and counters; what a checkpoint holds.
+        config: as it was given.
+        present: the config as it holds in the present stage.
         resumed_from: the step it was taken up at, or None for a new run.
         failed: whether an error ended the loop; the other ranks may not be there any more.
         stopping: why it ends before its last step.
@@ -63,6 +68,7 @@ class Trainer:
         signalled: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.config, self.callbacks = config, list(callbacks)
+        self.present = config.at(0)
         self.failed = False
         self.device = device_of(config)
         self.mesh = mesh_of(config).connect(self.device)
@@ -80,9 +86,12 @@ class Trainer:
             warn=logger.warning,
         )
         self._lock = self.folder.lock() if first else None
-        sources, _ = open_blend(config.data.blend)
+        # Of all stages, so that what a later one lacks shows at once.
+        self._sources = [open_blend(stage.data.blend)[0] for stage in config.each_stage()]
         newest = self._newest_checkpoint()
         changes = changed_keys(newest, config) if newest else {}
+        if newest is None:
+            check_stages_reached(config)
         initial = None if newest else find_initial_weights(config)
         if first:
             self.folder.prepare(config, initial.folder if initial else None)
@@ -95,13 +104,14 @@ class Trainer:
             activation_checkpointing=config.train.activation_checkpointing,
             shard=lambda model: shard_model(model, self.mesh, self.dtype),
         )
-        plan = Plan.start(sources, seed=config.run.seed, seq_len=config.data.seq_len)
+        plan = Plan.start(self._sources[0], seed=config.run.seed, seq_len=config.data.seq_len)
         self.state = TrainState(model, build_optimizer(model, config.optim), plan)
         self.resumed_from = newest.step if newest else None
         if newest:
-            self.state.resume(newest, changes, sources, config)
+            self.state.resume(newest, changes)
         elif initial:
             initial.load_into(self.state)
+        self._enter_stage()
         self.begun_from = str(initial) if initial else None
 
     @property
@@ -115,7 +125,6 @@ class Trainer:
         """Train to the last step, or until asked to stop; returns whether the schedule is finished."""
         config, state = self.config, self.state
         logger.info("from step %d to %d, %s", state.step, self.last_step, self.device)
-        self._flops = flops_per_token(config.model, config.data.seq_len)
         self._peak = peak_flops(self.device, self.dtype) * self.mesh.world_size
         began = []
         self._tell("running")
@@ -123,15 +132,20 @@ class Trainer:
             for callback in self.callbacks:
                 began.append(callback)
                 callback.start(self)
-            with self._loader() as loader:
-                while state.step < self.last_step:
-                    start = time.perf_counter()
-                    batch, waited = loader.next()
-                    metrics = self.train_step(batch)
-                    state.samples = loader.cursor
-                    self._account(metrics, time.perf_counter() - start, waited)
+            while state.step < self.last_step:
+                if self._stage_is_over():
+                    changes = self._enter_stage()
                     for callback in self.callbacks:
-                        callback.step(self, metrics)
+                        callback.stage(self, changes)
+                with self._loader() as loader:
+                    while state.step < self.last_step and not self._stage_is_over():
+                        start = time.perf_counter()
+                        batch, waited = loader.next()
+                        metrics = self.train_step(batch)
+                        state.samples = loader.cursor
+                        self._account(metrics, time.perf_counter() - start, waited)
+                        for callback in self.callbacks:
+                            callback.step(self, metrics)
         except BaseException:
             self.failed = True
             self._tell("failed")
@@ -156,8 +170,9 @@ class Trainer:
 
     def train_step(self, batch: Arrays) -> Metrics:
         """One optimizer step on this rank's sequences; returns the first of the step's metrics."""
-        config, state = self.config, self.state
-        rate = learning_rate(state.step + 1, config.optim, config.train)
+        config, state = self.present, self.state
+        begun = state.schedule.step
+        rate = learning_rate(state.step + 1 - begun, config.optim, config.train.steps - begun)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         counts = self._count(batch)
@@ -199,8 +214,31 @@ class Trainer:
             )
         return newest
 
-    def _loader(self) -> Loader:
+    def _stage_is_over(self) -> bool:
+        return stage_number(self.config.stages, self.state.tokens) != self.stage
+
+    def _enter_stage(self) -> dict[str, tuple[Any, Any]]:
+        """Take up what the config says of the tokens trained on so far; returns what it changes, by key."""
         config, state = self.config, self.state
+        before = self.present
+        self.stage = stage_number(config.stages, state.tokens)
+        self.present = config.at(state.tokens)
+        begun = [stage.from_tokens for stage in config.stages[: self.stage] if stage.begins_schedule]
+        if not begun:
+            state.schedule = FROM_THE_START
+        elif begun[-1] != state.schedule.from_tokens:
+            state.schedule = ScheduleBegin(begun[-1], state.step)
+        state.plan = state.plan.leave_out(config.data.skip, first_sample=state.samples).go_on(
+            self._sources[self.stage],
+            first_sample=state.samples,
+            seed=config.run.seed,
+            seq_len=self.present.data.seq_len,
+        )
+        self._flops = flops_per_token(config.model, self.present.data.seq_len)
+        return differing_keys(before, self.present)
+
+    def _loader(self) -> Loader:
+        config, state = self.present, self.state
         return Loader(
             state.plan,
             open_sources(state.plan, state.samples),
@@ -214,7 +252,7 @@ class Trainer:
 
     def _count(self, batch: Arrays) -> StepCounts:
         """What the whole step has, of which `batch` is this rank's part."""
-        size, length = self.config.train.batch_size, self.config.data.seq_len
+        size, length = self.present.train.batch_size, self.present.data.seq_len
         targets = torch.tensor(int((batch["targets"] != IGNORE).sum()), device=self.device)
         sum_in_place(targets, self.mesh.axes["data"])
         return StepCounts(targets=int(targets), tokens=size * length, sequences=size)
@@ -225,7 +263,7 @@ class Trainer:
         Raises:
             UserError: an id that the model has no row for.
         """
-        config = self.config
+        config = self.present
         vocabulary = config.model.vocab_size
         if (largest := batch["tokens"].max()) >= vocabulary:
             raise UserError(
@@ -260,13 +298,13 @@ class Trainer:
         mamba = self.config.model.mamba
         if mamba is None or not sums.state_squares:
             return {}
-        elements = self.config.train.batch_size * mamba.d_inner * mamba.d_state
+        elements = self.present.train.batch_size * mamba.d_inner * mamba.d_state
         return {"state_norm": [(square / elements) ** 0.5 for square in sums.state_squares]}
 
     def _account(self, metrics: Metrics, seconds: float, waited: float) -> None:
         if 1 < len(self.state.plan.stages[-1].sources) <= MOST_SHARES:
             metrics["blend_share"] = self.state.plan.shares(self.state.samples)
-        tokens = self.config.train.batch_size * self.config.data.seq_len
+        tokens = tokens_a_step(self.present)
         metrics["tokens_per_second"] = tokens / seconds
         metrics["step_seconds"] = seconds
         metrics["data_seconds"] = waited

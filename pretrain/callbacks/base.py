@@ -17,6 +17,9 @@ class Callback:
     def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
         """A step is done. What is added to `metrics` reaches the callbacks after this one."""
 
+    def stage(self, trainer: "Trainer", changes: dict[str, tuple[Any, Any]]) -> None:
+        """A stage of the config begins with the next step; `changes` are key -> (before, from now on)."""
+
     def end(self, trainer: "Trainer") -> None:
         """The run leaves the loop, by its last step or by an exception (`trainer.failed`).
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from ...parallel.axes import describe_layout
@@ -29,13 +30,13 @@ class Progress(Callback):
         self._seconds: deque[float] = deque(maxlen=RECENT_STEPS)
 
     def start(self, trainer: "Trainer") -> None:
-        config, state = trainer.config, trainer.state
+        config, present, state = trainer.config, trainer.present, trainer.state
         parameters = sum(p.numel() for p in state.model.parameters())
         name = config.model.pattern
         self.console.print(
             f"[bold]{trainer.folder.path}[/]  {name}, {_short(parameters)} parameters, "
             f"{config.train.dtype} on {trainer.device.type}, "
-            f"{config.train.batch_size} x {config.data.seq_len} tokens a step"
+            f"{present.train.batch_size} x {present.data.seq_len} tokens a step"
         )
         if trainer.mesh.world_size > 1:
             self.console.print(_layout(trainer.mesh), soft_wrap=True)
@@ -59,6 +60,15 @@ class Progress(Callback):
             self._live.update(line)
         if last or "validation_loss" in metrics or step % trainer.config.log.every == 0:
             self.console.print(line, soft_wrap=True)
+
+    def stage(self, trainer: "Trainer", changes: dict[str, tuple[Any, Any]]) -> None:
+        self._seconds.clear()
+        shown = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in changes.items())
+        number, count = trainer.stage, len(trainer.config.stages)
+        self.console.print(
+            f"[cyan]stage {number} of {count}[/] after step {trainer.state.step}: {escape(shown)}",
+            soft_wrap=True,
+        )
 
     def end(self, trainer: "Trainer") -> None:
         if self._live is not None:

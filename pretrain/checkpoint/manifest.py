@@ -18,7 +18,15 @@ from ... import __version__
 from ...errors import UserError
 from .files import FileRecord, write_file
 
-__all__ = ["MANIFEST_FILE", "Manifest", "check_size", "parse_manifest", "read_manifest", "write_manifest"]
+__all__ = [
+    "MANIFEST_FILE",
+    "Manifest",
+    "check_size",
+    "parse_manifest",
+    "put_manifest",
+    "read_manifest",
+    "write_manifest",
+]
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
@@ -52,18 +60,26 @@ def write_manifest(
     """
     import torch
 
+    versions = {
+        "plait": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+    files = {record.name: record for record in files.values()}
+    put_manifest(folder, Manifest(step, serial, dict(facts), files, versions, datetime.now(UTC)))
+
+
+def put_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` with what it is to say."""
+    files = manifest.files.values()
     body = {
         "format": FORMAT,
-        "step": step,
-        "serial": serial,
-        "saved": datetime.now(UTC).isoformat(timespec="seconds"),
-        "facts": facts,
-        "files": {record.name: {"size": record.size, "sha256": record.sha256} for record in files.values()},
-        "versions": {
-            "plait": __version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        },
+        "step": manifest.step,
+        "serial": manifest.serial,
+        "saved": manifest.saved.isoformat(timespec="seconds"),
+        "facts": manifest.facts,
+        "files": {record.name: {"size": record.size, "sha256": record.sha256} for record in files},
+        "versions": manifest.versions,
     }
     write_file(folder / MANIFEST_FILE, json.dumps(body | {"sha256": _checksum(body)}, indent=1) + "\n")
 

@@ -111,7 +111,9 @@ def _training_rows(facts: Facts) -> dict[str, str]:
     return {
         "Trained on": f"{facts.tokens:,} tokens in {facts.step:,} of {training.train.steps:,} steps",
         # Not whole paths: a card is for the world, and they are of one machine.
-        "Data": ", ".join(f"`{'/'.join(Path(prefix).parts[-2:])}`" for prefix in training.data.blend),
+        "Data": ", ".join(
+            f"`{'/'.join(Path(prefix).parts[-2:])}`" for prefix in training.shards(facts.tokens)
+        ),
         "Window": f"{facts.window:,} tokens",
     }
 

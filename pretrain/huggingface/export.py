@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from ...data.mixture import Plan, open_sources
+from ...data.plan import Plan, open_sources
 from ...data.window import window
 from ...errors import UserError, few
 from ..checkpoint import Checkpoint
@@ -222,7 +222,10 @@ def _windows(checkpoint: Checkpoint, model: ModelConfig) -> tuple[Tensor, str]:
     length = min(WINDOW_TOKENS, plan.sample(first).seq_len)
     try:
         shards = open_sources(plan, first)
-        rows = [window(plan, shards, first + i, isolate_documents=False)["tokens"] for i in range(WINDOWS)]
+        rows = [
+            window(plan, shards, index, isolate_documents=False)["tokens"]
+            for index in plan.take(first, WINDOWS)
+        ]
         return torch.stack([torch.from_numpy(row[:length]) for row in rows]), "the run's data"
     except UserError:
         return _random_windows(model, length), "random ids, as the run's shards are not here"

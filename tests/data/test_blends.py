@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.data.loader import Loader
-from plait.data.mixture import Plan, Source, open_blend
+from plait.data.mixture import Source
+from plait.data.plan import Plan, open_blend
 from plait.data.window import batch
 from plait.pretrain.callbacks import MetricsFile, TensorBoard
 from plait.pretrain.config_file import parse_config

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from plait.data.loader import Loader
-from plait.data.mixture import Plan, open_blend
+from plait.data.plan import Plan, open_blend
 from plait.data.window import batch
 
 
@@ -112,7 +112,8 @@ def test_python_exits_with_a_loader_left_open() -> None:
     script = (
         "import numpy as np\n"
         "from plait.data.loader import Loader\n"
-        "from plait.data.mixture import Plan, Source\n"
+        "from plait.data.mixture import Source\n"
+        "from plait.data.plan import Plan\n"
         "class Zeros:\n"
         "    masked = False\n"
         "    def tokens(self, start, length): return np.zeros(length, np.int64)\n"

@@ -12,7 +12,7 @@ from plait.data.build import build
 from plait.data.documents import Document
 from plait.data.manifest import read_manifest
 from plait.data.mask import MaskWriter, check_mask, map_mask, read_bits
-from plait.data.mixture import Plan, open_blend
+from plait.data.plan import Plan, open_blend
 from plait.data.shards import Shard
 from plait.data.tokenizer import Tokenizer
 from plait.data.verification import verify

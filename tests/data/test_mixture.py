@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.data.mixture import Plan, Source, open_blend, open_sources
+from plait.data.mixture import Source
+from plait.data.plan import Plan, open_blend, open_sources
 from plait.errors import UserError
 
 WEIGHTS = st.sampled_from([1, 2, 3, 7, 0.1, 0.25, 0.7, 1.5])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plait.data import shards as shards_module
 from plait.data.loader import Loader
 from plait.data.mask import MaskWriter
-from plait.data.mixture import Plan, open_blend
+from plait.data.plan import Plan, open_blend
 from plait.data.window import IGNORE, batch, window
 
 # Empty documents, documents of one token, of several sequences, and longer than a window.

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from plait.data.mixture import Plan, open_blend
+from plait.data.plan import Plan, open_blend
 from plait.data.window import IGNORE, batch, window
 
 DOCUMENTS = [[5], [3, 4, 2], [], [1], [1], [7, 6], [30], [2]]

@@ -4,7 +4,7 @@ import pytest
 from agreement import assert_same_steps
 from layouts import EXPERTS, LAYOUTS, PRODUCTS, name
 
-from plait.data.mixture import Plan, open_blend
+from plait.data.plan import Plan, open_blend
 from plait.data.window import batch
 
 TOLERANCE = 1e-9

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from plait.data.build import build
-from plait.data.mixture import Plan, open_blend
+from plait.data.plan import Plan, open_blend
 from plait.data.tokenizer import load_tokenizer
 from plait.data.window import IGNORE, batch
 from plait.errors import UserError

@@ -169,7 +169,7 @@ def test_learning_rates(tiny):
     def rates(schedule):
         tiny["optim"]["schedule"] = schedule
         config = parse_config(tiny, "test")
-        return [learning_rate(step, config.optim, config.train) for step in range(1, 11)]
+        return [learning_rate(step, config.optim, config.train.steps) for step in range(1, 11)]
 
     assert rates("constant") == [0.005] + [0.01] * 9
     wsd = rates("wsd")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
-from plait.data.mixture import Plan, open_blend
+from plait.data.plan import Plan, open_blend
 from plait.pretrain.checkpoint import Checkpoints
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.model import Hybrid, build_model

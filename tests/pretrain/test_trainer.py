@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 
 from plait.errors import UserError
@@ -107,7 +108,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_bit(tiny, tmp_path):
 
 
 def _environment():
-    return os.environ | {"OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore"}
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONWARNINGS": "ignore"}
 
 
 def test_changes_are_announced_and_other_models_refused(tiny, caplog):

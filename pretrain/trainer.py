@@ -13,6 +13,7 @@ from ..data.mixture import Plan, open_blend, open_sources
 from ..data.window import IGNORE
 from ..errors import UserError
 from ..parallel.collectives import sum_in_place
+from ..parallel.failures import failure_of
 from .callbacks.base import Callback
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
@@ -23,7 +24,9 @@ from .micro_batches import Arrays, cut_batch
 from .model import build_model
 from .optimizer import build_optimizer, clip_gradients, learning_rate
 from .ranks import device_of, mesh_of
+from .readable import readable_count, readable_time
 from .run_folder import RunFolder, write_status
+from .run_log import note
 from .sharding import shard_model
 from .step_sums import StepSums, sum_parts
 from .stopping import Stopping
@@ -50,6 +53,7 @@ class Trainer:
         resumed_from: the step it was taken up at, or None for a new run.
         failed: whether an error ended the loop; the other ranks may not be there any more.
         stopping: why it ends before its last step.
+        changes: keys whose value is not that of the checkpoint: key -> (then, now).
         begun_from: where a new run's weights come from; None where they come from the seed.
 
     Raises:
@@ -82,7 +86,7 @@ class Trainer:
         self._lock = self.folder.lock() if first else None
         sources, _ = open_blend(config.data.blend)
         newest = self._newest_checkpoint()
-        changes = changed_keys(newest, config) if newest else {}
+        changes = self.changes = changed_keys(newest, config) if newest else {}
         initial = None if newest else find_initial_weights(config)
         if first:
             self.folder.prepare(config, initial.folder if initial else None)
@@ -113,12 +117,32 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the last step, or until asked to stop; returns whether the schedule is finished."""
+        began = time.monotonic()
+        self._tell("running")
+        try:
+            self._train()
+            self.stopping.obeyed()
+            finished = self.state.step >= self.config.train.steps
+            ended = "finished" if finished else "stopped"
+            self._tell(ended, self.stopping.reason)
+            self.say(
+                f"{ended}: step {self.state.step} of {self.config.train.steps}, "
+                f"{readable_count(self.state.tokens)} tokens, {readable_time(time.monotonic() - began)} "
+                "since the start"
+            )
+        except BaseException as error:
+            self._tell("failed", failure_of(error, self.mesh.rank)[0].message)
+            raise
+        finally:
+            self.close()
+        return finished
+
+    def _train(self) -> None:
         config, state = self.config, self.state
         logger.info("from step %d to %d, %s", state.step, self.last_step, self.device)
         self._flops = flops_per_token(config.model, config.data.seq_len)
         self._peak = peak_flops(self.device, self.dtype) * self.mesh.world_size
         began = []
-        self._tell("running")
         try:
             for callback in self.callbacks:
                 began.append(callback)
@@ -134,20 +158,22 @@ class Trainer:
                         callback.step(self, metrics)
         except BaseException:
             self.failed = True
-            self._tell("failed")
             raise
         finally:
             for callback in began:
                 callback.end(self)
-            self.close()
-        self.stopping.obeyed()
-        finished = state.step >= config.train.steps
-        self._tell("finished" if finished else "stopped")
-        return finished
 
-    def _tell(self, state: str) -> None:
+    def say(self, event: str) -> None:
+        """Add a line to the run's log; called on every rank, or on the first alone."""
         if self.mesh.rank == 0:
-            write_status(self.folder, state, self.state.step, self.stopping.reason)
+            note(self.folder.path, event)
+
+    def _tell(self, state: str, reason: str | None = None) -> None:
+        if self.mesh.rank == 0:
+            try:
+                write_status(self.folder, state, self.state.step, reason)
+            except OSError as error:
+                logger.warning("%s: not written: %s", self.folder.status_file, error.strerror)
 
     def close(self) -> None:
         """Let go of the run's folder; `run` does so at its end."""
@@ -266,6 +292,7 @@ class Trainer:
     def _account(self, metrics: Metrics, seconds: float, waited: float) -> None:
         if 1 < len(self.state.plan.stages[-1].sources) <= MOST_SHARES:
             metrics["blend_share"] = self.state.plan.shares(self.state.samples)
+        metrics["samples"] = self.state.samples
         tokens = self.config.train.batch_size * self.config.data.seq_len
         metrics["tokens_per_second"] = tokens / seconds
         metrics["step_seconds"] = seconds

@@ -17,6 +17,7 @@ from . import (
     generate_command,
     import_command,
     launch_commands,
+    runs_command,
     train_commands,
 )
 
@@ -34,6 +35,7 @@ app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
 app.command()(train_commands.train)
 app.add_typer(launch_commands.app, name="launch")
+app.command()(runs_command.runs)
 app.command()(train_commands.plot)
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.command()(export_command.export)

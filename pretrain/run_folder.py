@@ -229,7 +229,7 @@ def read_status(folder: RunFolder) -> dict[str, Any]:
     """What `write_status` wrote last; nothing where it never did."""
     try:
         status = json.loads(folder.status_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return status if isinstance(status, dict) else {}
 

@@ -43,7 +43,7 @@ class Standing:
     - `died`: that says running, and nobody holds the folder;
     - `running?`: so it says, and another host held the folder, which not every file system shows here;
     - `busy`: the folder is held and nothing runs, for a run begins or its checkpoints are pruned;
-    - `new`: it never began.
+    - `new`: it has not begun; a fork is so at first.
     """
     step: int | None = None
     steps: int | None = None
@@ -109,7 +109,7 @@ def standing_of(folder: RunFolder) -> Standing:
     lost = done if told is not None and (written is None or told >= written) else None
     recent, validation_loss = _recent(folder.metrics_file, lost)
     step = lost if lost is not None else recent[0]["step"] if recent else done
-    state = _state(status.get("state"), holder.held, begun=written is not None)
+    state = _state(status.get("state"), holder.held)
     steps = _last_step(folder)
     seconds, speeds = (_numbers(recent, key) for key in ("step_seconds", "tokens_per_second"))
     left = None
@@ -137,14 +137,12 @@ def standing_of(folder: RunFolder) -> Standing:
     )
 
 
-def _state(said: Any, held: bool | None, *, begun: bool) -> str:
+def _state(said: Any, held: bool | None) -> str:
     if said == "running":
         return {True: "running", False: "died", None: "running?"}[held]
     if held:
         return "busy"
-    if isinstance(said, str) and said:
-        return said
-    return "died" if begun else "new"
+    return said if isinstance(said, str) and said else "new"
 
 
 def _reason(folder: RunFolder, state: str, said: Any, host: str | None) -> str | None:

@@ -179,7 +179,7 @@ def test_files_that_are_cut_or_filled_with_anything(run):
     for file in whole:
         file.unlink(missing_ok=True)
         file.mkdir()
-    assert run.now.state == "died"
+    assert run.now.state == "new"
 
 
 def test_whoever_looks_is_not_in_the_way(run):

@@ -290,9 +290,9 @@ class Trainer:
         return {"state_norm": [(square / elements) ** 0.5 for square in sums.state_squares]}
 
     def _account(self, metrics: Metrics, seconds: float, waited: float) -> None:
+        metrics["samples"] = self.state.samples
         if 1 < len(self.state.plan.stages[-1].sources) <= MOST_SHARES:
             metrics["blend_share"] = self.state.plan.shares(self.state.samples)
-        metrics["samples"] = self.state.samples
         tokens = self.config.train.batch_size * self.config.data.seq_len
         metrics["tokens_per_second"] = tokens / seconds
         metrics["step_seconds"] = seconds

@@ -1,7 +1,8 @@
 """`metrics.jsonl` as it is read: which of its lines count, all of them or the last few.
 
 A run that died writes the steps since its last checkpoint again, and may since have got less far than
-the life before. So a line supersedes all lines before it that are of its step or of a later one.
+the life before. So a line supersedes all lines before it that are of its step or of a later one; taken up
+at a step, a run writes the line of that one again.
 """
 
 import json

@@ -16,6 +16,7 @@ from ..config_file import dump_config
 from ..expert_load import draw_loads
 from ..generation import collect, decode
 from ..layer_metrics import layers_of
+from ..metrics_file import walk_back
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class MetricsFile(Callback):
 
     def start(self, trainer: "Trainer") -> None:
         self._path = trainer.folder.metrics_file
-        self._unwritten, self._refused = deque[bytes](), False
+        self._unwritten = deque(_taken_up_at(trainer.state.step, self._path))
+        self._refused = False
         self._write()
 
     def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
@@ -84,6 +86,17 @@ class MetricsFile(Callback):
             if self._file is not None:
                 self._file.close()
                 self._file = None
+
+
+def _taken_up_at(step: int, path: Path) -> list[bytes]:
+    """The line of this step once more, where a life that died has some beyond it, which that supersedes."""
+    try:
+        for count, (other, line) in enumerate(walk_back(path, path.stat().st_size)):
+            if other <= step:
+                return [line + b"\n"] if other == step and count else []
+    except OSError:
+        pass
+    return []
 
 
 def _append_to(path: Path) -> io.FileIO:

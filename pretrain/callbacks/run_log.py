@@ -34,8 +34,10 @@ class RunLog(Callback):
         ranks = (
             f"{mesh.world_size} ranks ({describe_layout(mesh.sizes)})" if mesh.world_size > 1 else "one rank"
         )
+        last = trainer.last_step
+        steps = f"steps {state.step} to {last}" if last > state.step else "no step is left"
         trainer.say(
-            f"started: {origin}; steps {state.step} to {trainer.last_step}; {ranks} on "
+            f"started: {origin}; {steps}; {ranks} on "
             f"{trainer.device.type}, rank 0 is process {os.getpid()} on {socket.gethostname()}; "
             f"plait {__version__}, torch {torch.__version__}"
         )

@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from plait.errors import UserError
 from plait.pretrain import trainer as trainer_module
-from plait.pretrain.callbacks import Callback, Checkpointing, MetricsFile, TensorBoard, metrics
+from plait.pretrain.callbacks import Callback, Checkpointing, MetricsFile, TensorBoard
+from plait.pretrain.callbacks import metrics as metrics_module
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.metrics_file import read_metrics, walk_back
 from plait.pretrain.run_folder import RunFolder
@@ -107,6 +108,13 @@ def test_what_a_dead_life_did_beyond_the_living_one_is_gone_for_all_readers(tiny
     tiny["log"] = {"every": 1, "tensorboard": True}
     with pytest.raises(RuntimeError):
         Trainer(parse_config(tiny, "test"), [MetricsFile(), TensorBoard(), Fail(7), Checkpointing()]).run()
+    metrics = RunFolder(tiny["run"]["dir"]).metrics_file
+    assert steps_of(metrics) == [1, 2, 3, 4, 5, 6, 7]
+    # Taken up, and ended before a step.
+    tiny["train"]["stop_at"] = 4
+    Trainer(parse_config(tiny, "test"), [MetricsFile()]).run()
+    assert steps_of(metrics) == [1, 2, 3, 4]
+    assert metrics.read_bytes().splitlines()[3] == metrics.read_bytes().splitlines()[7]
     tiny["train"]["stop_at"] = 5
     again = Trainer(parse_config(tiny, "test"), [MetricsFile(), TensorBoard()])
     assert again.resumed_from == 4
@@ -122,7 +130,7 @@ def test_what_a_dead_life_did_beyond_the_living_one_is_gone_for_all_readers(tiny
 @pytest.fixture
 def trainer(tmp_path) -> Trainer:
     """As much of one as `MetricsFile` sees."""
-    return cast(Trainer, SimpleNamespace(folder=RunFolder(tmp_path)))
+    return cast(Trainer, SimpleNamespace(folder=RunFolder(tmp_path), state=SimpleNamespace(step=0)))
 
 
 def test_steps_that_the_disk_refuses_come_later(trainer, caplog):
@@ -156,8 +164,8 @@ def test_a_line_cut_by_a_full_disk_is_written_again(trainer, monkeypatch):
 
         return Small()
 
-    _append_to = metrics._append_to
-    monkeypatch.setattr(metrics, "_append_to", open_small)
+    _append_to = metrics_module._append_to
+    monkeypatch.setattr(metrics_module, "_append_to", open_small)
     file = MetricsFile()
     file.start(trainer)
     for step in (1, 2, 3):

@@ -41,7 +41,8 @@ class Made:
         self.folder.status_file.write_text(json.dumps(told))
 
     def age(self, file: Path, seconds: float) -> None:
-        os.utime(file, times=(time.time() - seconds,) * 2)
+        then = time.time() - seconds
+        os.utime(file, times=(then, then))
 
     def held_by(self, host: str) -> None:
         self.folder.lock_file.write_text(f"12 {host}\n")

@@ -51,7 +51,7 @@ def verify(
     from rich.console import Console
 
     from ..pretrain.named_checkpoints import find_entries, named_run
-    from .sizes import readable_size
+    from ..pretrain.readable import readable_size
 
     folder, step = named_run(checkpoint)
     if every and step is not None:
@@ -91,7 +91,7 @@ def prune(
     from ..pretrain.checkpoint.catalogue import in_order, superfluous
     from ..pretrain.checkpoint.folders import remove
     from ..pretrain.named_checkpoints import find_entries, named_run
-    from .sizes import readable_size
+    from ..pretrain.readable import readable_size
 
     folder, step = named_run(run)
     _refuse_step(run, step, "plait checkpoint list")

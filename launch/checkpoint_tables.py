@@ -13,8 +13,9 @@ from ..parallel.axes import LAYOUT, describe_layout
 from ..pretrain.checkpoint import Checkpoint
 from ..pretrain.checkpoint.catalogue import Entry, in_order
 from ..pretrain.config_file import flatten_config
-from ..pretrain.run_folder import RunFolder, read_metrics
-from .sizes import readable_size
+from ..pretrain.metrics_file import read_metrics
+from ..pretrain.readable import readable_size
+from ..pretrain.run_folder import RunFolder
 from .whole_tables import plain_table, print_whole
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from . import (
     generate_command,
     import_command,
     launch_commands,
+    runs_command,
     train_commands,
 )
 
@@ -35,6 +36,7 @@ app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
 app.command()(train_commands.train)
 app.add_typer(launch_commands.app, name="launch")
+app.command()(runs_command.runs)
 app.command()(train_commands.plot)
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.command()(fork_command.fork)

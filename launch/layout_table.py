@@ -12,7 +12,7 @@ from ..parallel.state_passing import choose_exchange
 from ..pretrain.config import Config
 from ..pretrain.layout_messages import Message, layer_messages, outer_messages
 from ..pretrain.layout_parts import Holding, Parts
-from .sizes import readable_size
+from ..pretrain.readable import readable_size
 from .whole_tables import plain_table, print_whole
 
 __all__ = ["show_layout"]

@@ -25,12 +25,22 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> None:
     from rich.console import Console
 
+    from ..parallel.failures import failure_of
     from ..parallel.processes import start_processes, stop_processes
     from ..parallel.watchdog import Watchdog
-    from ..pretrain.callbacks import Checkpointing, Evaluation, Heartbeat, MetricsFile, Progress, TensorBoard
+    from ..pretrain.callbacks import (
+        Checkpointing,
+        Evaluation,
+        Heartbeat,
+        MetricsFile,
+        Progress,
+        RunLog,
+        TensorBoard,
+    )
     from ..pretrain.config_file import load_config
     from ..pretrain.ranks import device_of
     from ..pretrain.run_folder import RunFolder
+    from ..pretrain.run_log import FAILED
     from ..pretrain.trainer import Trainer
 
     settings = load_config(config, overrides or ())
@@ -48,10 +58,16 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
         callbacks: list[Callback] = [Heartbeat(watchdog), Evaluation(watchdog.beat)]
         if rank() == 0:
             callbacks += [MetricsFile(), *([TensorBoard()] if settings.log.tensorboard else [])]
-            callbacks.append(Progress(console))
+            callbacks += [RunLog(), Progress(console)]
         callbacks += [Checkpointing(), Heartbeat(watchdog, "the callbacks of ")]
         trainer = Trainer(settings, callbacks, lambda: signals.asked)
-        finished = trainer.run()
+        try:
+            finished = trainer.run()
+        except BaseException as error:
+            # `plait launch`, which knows how all ranks ended, tells of it itself.
+            if not is_launched():
+                trainer.say(FAILED + failure_of(error, rank())[0].message)
+            raise
         stop_processes()
     step, steps, reason = trainer.state.step, settings.train.steps, trainer.stopping.reason
     if finished:

@@ -14,8 +14,10 @@ from ..errors import UserError
 from .checkpoint.copying import copy_checkpoint
 from .config import Config
 from .config_file import differing_keys, dump_config, override_config, parse_config
+from .metrics_file import read_metrics
 from .named_checkpoints import find_checkpoint
-from .run_folder import RunFolder, read_metrics
+from .run_folder import RunFolder
+from .run_log import note
 from .train_state import changed_keys
 
 __all__ = ["Fork", "fork_run"]
@@ -79,6 +81,7 @@ def fork_run(reference: str, target: str | Path, overrides: Iterable[str] = ()) 
             _bring_metrics(parent, folder, checkpoint.step)
             if tokenizer := parent.tokenizer():
                 tokenizer.save_into(building)
+            note(building, f"forked from step {checkpoint.step} of {parent.path}")
         except OSError as error:
             raise UserError(f"{target}: {error.strerror}; name another place") from None
     changes = differing_keys(before, config)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .layer_metrics import layers_of
-from .run_folder import RunFolder, read_metrics
+from .metrics_file import read_metrics
+from .run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,22 @@ from ..errors import UserError
 from .config import Config
 from .config_file import dump_config, load_config
 
-__all__ = ["RunFolder", "read_metrics", "read_status", "write_status"]
+__all__ = ["Holder", "RunFolder", "read_status", "write_status"]
+
+
+LOCK_PATIENCE = 0.2
+"""Seconds to wait for the lock: whoever only looks whether it is free has it for a moment."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that trains in a folder, or was the last to do so."""
+
+    held: bool | None
+    """Whether it holds the folder still; None where that cannot be seen: it was on another host, and not
+    every file system shows its locks to all."""
+    pid: int | None
+    host: str | None
 
 
 class RunFolder:
@@ -69,6 +84,10 @@ class RunFolder:
         return self.path / "stop"
 
     @property
+    def lock_file(self) -> Path:
+        return self.path / ".lock"
+
+    @property
     def status_file(self) -> Path:
         return self.path / "status.json"
 
@@ -104,19 +123,46 @@ class RunFolder:
         """
         self.make()
         # Not emptied before it is ours: it says who trains here.
-        file = (self.path / ".lock").open("a", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise UserError(
-                f"run.dir = {self.path}: another process is training here; wait for it, or "
-                "choose another folder"
-            ) from None
+        file = self.lock_file.open("a", encoding="utf-8")
+        patience = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < patience:
+                    time.sleep(LOCK_PATIENCE / 10)
+                    continue
+                file.close()
+                raise UserError(
+                    f"run.dir = {self.path}: another process is training here; wait for it, or "
+                    "choose another folder"
+                ) from None
         file.truncate(0)
         file.write(f"{os.getpid()} {socket.gethostname()}\n")
         file.flush()
         return file
+
+    def holder(self) -> "Holder":
+        """Who holds the folder, as far as can be seen from this host."""
+        try:
+            with self.lock_file.open("rb") as file:
+                words = file.read(1024).decode(errors="replace").split()
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    held = False
+                except BlockingIOError:
+                    held = True
+                except OSError:
+                    held = None
+        except FileNotFoundError:
+            return Holder(False, None, None)
+        except OSError:
+            return Holder(None, None, None)
+        pid, host = (words + ["", ""])[:2]
+        if not held and host and host != socket.gethostname():
+            held = None
+        return Holder(held, int(pid) if pid.isdecimal() else None, host or None)
 
     def prepare(self, config: Config, initial: "RunFolder | None" = None) -> None:
         """Make the folder, bring the corpus's tokenizer and write the config into it.
@@ -166,12 +212,17 @@ class RunFolder:
 
 
 def write_status(folder: RunFolder, state: str, step: int, reason: str | None = None) -> None:
-    """Say how a run stands, for who looks at its folder.
+    """Say how a run stands, for who looks at its folder, and how often it was started.
 
     Args:
-        state: running, finished, stopped (the same command goes on) or failed.
+        state: running (which counts as a start), finished, stopped (the same command goes on) or failed.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    status = {"state": state, "step": step, "reason": reason, "time": time.time()}
+    starts = read_status(folder).get("starts")
+    starts = (starts if isinstance(starts, int) else 0) + (state == "running")
+    status = {"state": state, "step": step, "reason": reason, "starts": starts, "time": time.time()}
     _write_whole(folder.status_file, json.dumps(status) + "\n")
 
 
@@ -179,36 +230,9 @@ def read_status(folder: RunFolder) -> dict[str, Any]:
     """What `write_status` wrote last; nothing where it never did."""
     try:
         status = json.loads(folder.status_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return status if isinstance(status, dict) else {}
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The metrics of a run, a step each, in order.
-
-    A run that died writes some steps again after its resume: the later line counts. A line that was
-    cut off by the death is passed over.
-
-    Raises:
-        UserError: no such file, or nothing in it.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no metrics are here; name the folder of a run that has begun")
-    steps = {record["step"]: record for record in _records(path)}
-    if not steps:
-        raise UserError(f"{path}: holds no step yet; wait for the first, or name another run")
-    return [steps[step] for step in sorted(steps)]
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            yield record
 
 
 def _write_whole(path: Path, text: str) -> None:

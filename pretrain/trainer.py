@@ -13,6 +13,7 @@ from ..data.plan import Plan, open_blend, open_sources
 from ..data.window import IGNORE
 from ..errors import UserError
 from ..parallel.collectives import sum_in_place
+from ..parallel.failures import failure_of
 from .callbacks.base import Callback
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
@@ -25,7 +26,9 @@ from .micro_batches import Arrays, cut_batch
 from .model import build_model
 from .optimizer import build_optimizer, clip_gradients, learning_rate
 from .ranks import device_of, mesh_of
+from .readable import readable_count, readable_time
 from .run_folder import RunFolder, write_status
+from .run_log import note
 from .sharding import shard_model
 from .stage_config import stage_number
 from .step_sums import StepSums, sum_parts
@@ -55,6 +58,7 @@ class Trainer:
         resumed_from: the step it was taken up at, or None for a new run.
         failed: whether an error ended the loop; the other ranks may not be there any more.
         stopping: why it ends before its last step.
+        changes: keys whose value is not that of the checkpoint: key -> (then, now).
         begun_from: where a new run's weights come from; None where they come from the seed.
 
     Raises:
@@ -89,7 +93,7 @@ class Trainer:
         # Of all stages, so that what a later one lacks shows at once.
         self._sources = [open_blend(stage.data.blend)[0] for stage in config.each_stage()]
         newest = self._newest_checkpoint()
-        changes = changed_keys(newest, config) if newest else {}
+        changes = self.changes = changed_keys(newest, config) if newest else {}
         if newest is None:
             check_stages_reached(config)
         initial = None if newest else find_initial_weights(config)
@@ -123,11 +127,31 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the last step, or until asked to stop; returns whether the schedule is finished."""
+        began = time.monotonic()
+        self._tell("running")
+        try:
+            self._train()
+            self.stopping.obeyed()
+            finished = self.state.step >= self.config.train.steps
+            ended = "finished" if finished else "stopped"
+            self._tell(ended, self.stopping.reason)
+            self.say(
+                f"{ended}: step {self.state.step} of {self.config.train.steps}, "
+                f"{readable_count(self.state.tokens)} tokens, {readable_time(time.monotonic() - began)} "
+                "since the start"
+            )
+        except BaseException as error:
+            self._tell("failed", failure_of(error, self.mesh.rank)[0].message)
+            raise
+        finally:
+            self.close()
+        return finished
+
+    def _train(self) -> None:
         config, state = self.config, self.state
         logger.info("from step %d to %d, %s", state.step, self.last_step, self.device)
         self._peak = peak_flops(self.device, self.dtype) * self.mesh.world_size
         began = []
-        self._tell("running")
         try:
             for callback in self.callbacks:
                 began.append(callback)
@@ -137,31 +161,37 @@ class Trainer:
                     changes = self._enter_stage()
                     for callback in self.callbacks:
                         callback.stage(self, changes)
-                with self._loader() as loader:
-                    while state.step < self.last_step and not self._stage_is_over():
-                        start = time.perf_counter()
-                        batch, waited = loader.next()
-                        metrics = self.train_step(batch)
-                        state.samples = loader.cursor
-                        self._account(metrics, time.perf_counter() - start, waited)
-                        for callback in self.callbacks:
-                            callback.step(self, metrics)
+                self._train_stage()
         except BaseException:
             self.failed = True
-            self._tell("failed")
             raise
         finally:
             for callback in began:
                 callback.end(self)
-            self.close()
-        self.stopping.obeyed()
-        finished = state.step >= config.train.steps
-        self._tell("finished" if finished else "stopped")
-        return finished
 
-    def _tell(self, state: str) -> None:
+    def say(self, event: str) -> None:
+        """Add a line to the run's log; called on every rank, or on the first alone."""
         if self.mesh.rank == 0:
-            write_status(self.folder, state, self.state.step, self.stopping.reason)
+            note(self.folder.path, event)
+
+    def _train_stage(self) -> None:
+        """Train to the last step of the present stage."""
+        with self._loader() as loader:
+            while self.state.step < self.last_step and not self._stage_is_over():
+                start = time.perf_counter()
+                batch, waited = loader.next()
+                metrics = self.train_step(batch)
+                self.state.samples = loader.cursor
+                self._account(metrics, time.perf_counter() - start, waited)
+                for callback in self.callbacks:
+                    callback.step(self, metrics)
+
+    def _tell(self, state: str, reason: str | None = None) -> None:
+        if self.mesh.rank == 0:
+            try:
+                write_status(self.folder, state, self.state.step, reason)
+            except OSError as error:
+                logger.warning("%s: not written: %s", self.folder.status_file, error.strerror)
 
     def close(self) -> None:
         """Let go of the run's folder; `run` does so at its end."""
@@ -302,6 +332,7 @@ class Trainer:
         return {"state_norm": [(square / elements) ** 0.5 for square in sums.state_squares]}
 
     def _account(self, metrics: Metrics, seconds: float, waited: float) -> None:
+        metrics["samples"] = self.state.samples
         if 1 < len(self.state.plan.stages[-1].sources) <= MOST_SHARES:
             metrics["blend_share"] = self.state.plan.shares(self.state.samples)
         tokens = tokens_a_step(self.present)

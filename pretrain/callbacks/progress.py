@@ -12,6 +12,7 @@ from rich.text import Text
 from ...parallel.axes import describe_layout
 from ...parallel.mesh import Mesh
 from ...parallel.state_passing import choose_exchange
+from ..readable import readable_count, readable_time
 from .base import Callback
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Progress(Callback):
         parameters = sum(p.numel() for p in state.model.parameters())
         name = config.model.pattern
         self.console.print(
-            f"[bold]{trainer.folder.path}[/]  {name}, {_short(parameters)} parameters, "
+            f"[bold]{trainer.folder.path}[/]  {name}, {readable_count(parameters)} parameters, "
             f"{config.train.dtype} on {trainer.device.type}, "
             f"{present.train.batch_size} x {present.data.seq_len} tokens a step"
         )
@@ -43,7 +44,7 @@ class Progress(Callback):
         if trainer.resumed_from is not None:
             self.console.print(
                 f"[green]resumed[/] from the checkpoint of step {trainer.resumed_from} "
-                f"({_short(state.samples)} sequences read)"
+                f"({readable_count(state.samples)} sequences read)"
             )
         if trainer.begun_from is not None:
             self.console.print(f"[green]begun[/] with the weights of {trainer.begun_from}")
@@ -81,9 +82,9 @@ def _line(metrics: dict[str, Any], steps: int, left: float) -> Text:
         (f"loss {metrics['loss']:.4f}", "cyan"),
         (f"grad {metrics['grad_norm']:.3f}", ""),
         (f"lr {metrics['lr']:.1e}", "dim"),
-        (f"{_short(metrics['tokens_per_second'])} tok/s", ""),
+        (f"{readable_count(metrics['tokens_per_second'])} tok/s", ""),
         (f"MFU {metrics['mfu']:.0%}", "dim"),
-        (f"{_clock(left)} left", "dim"),
+        (f"{readable_time(left)} left", "dim"),
     ]
     if "validation_loss" in metrics:
         parts.append((f"validation {metrics['validation_loss']:.4f}", "bold green"))
@@ -97,16 +98,3 @@ def _layout(mesh: Mesh) -> str:
         kind = choose_exchange(mesh.state_exchange, mesh.sp.size)
         line += f"; a sequence lies on {mesh.sp.size} of them, and SSM states pass along it by {kind}"
     return line
-
-
-def _short(number: float) -> str:
-    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= scale:
-            return f"{number / scale:.1f}{suffix}"
-    return f"{number:.0f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

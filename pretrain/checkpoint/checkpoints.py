@@ -13,6 +13,7 @@ the same step that it replaces waits as `.old-step-00000100` while the names cha
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,13 @@ class Checkpoints:
     """The checkpoints of a run, in one folder that all ranks share.
 
     With a process group, every rank calls `save` and `wait` alike.
+
+    Attributes:
+        saved: is told of each checkpoint that has come to be: its step, its bytes, and the seconds that
+            writing took; with `background` by the thread that wrote it, and on one rank alone.
     """
+
+    saved: Callable[[int, int, float], None] | None = None
 
     def __init__(
         self,
@@ -161,6 +168,7 @@ class Checkpoints:
     def _write(
         self, step: int, tensors: dict[str, Tensor], local: dict[str, Tensor], facts: dict[str, Any]
     ) -> None:
+        began = time.perf_counter()
         writer = _StepWriter(self, step, facts)
         silence_single_process_warning()
         try:
@@ -181,6 +189,9 @@ class Checkpoints:
                 raise not_written(self.folder / folder_name(step), cause) from cause
             raise cause from None
         if writer.is_coordinator:
+            if self.saved is not None:
+                size = sum(record.size for record in writer.files.values())
+                self.saved(step, size, time.perf_counter() - began)
             self._prune()
 
     def _prune(self) -> None:

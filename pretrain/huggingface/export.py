@@ -19,9 +19,10 @@ from ..config import Config, ModelConfig
 from ..config_file import parse_config
 from ..initial_weights import model_of
 from ..loading import empty_model
+from ..metrics_file import read_metrics
 from ..model import Hybrid
 from ..named_checkpoints import choose_checkpoint
-from ..run_folder import RunFolder, read_metrics
+from ..run_folder import RunFolder
 from ..train_state import CARRIED, empty_carried
 from .card import Facts, model_card
 from .config import check_fits, config_json, generation_config_json, notes

@@ -19,7 +19,7 @@ from plait.data.plan import Plan, open_blend
 from plait.data.window import batch
 from plait.pretrain.callbacks import MetricsFile, TensorBoard
 from plait.pretrain.config_file import parse_config
-from plait.pretrain.run_folder import read_metrics
+from plait.pretrain.metrics_file import read_metrics
 from plait.pretrain.trainer import Trainer
 
 WEIGHTS = (0.7, 0.25, 0.05)

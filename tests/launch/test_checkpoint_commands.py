@@ -15,7 +15,8 @@ from plait.launch.cli import main
 from plait.pretrain.callbacks import Checkpointing, MetricsFile
 from plait.pretrain.checkpoint import Checkpoints
 from plait.pretrain.config_file import parse_config
-from plait.pretrain.run_folder import RunFolder, read_metrics
+from plait.pretrain.metrics_file import read_metrics
+from plait.pretrain.run_folder import RunFolder
 from plait.pretrain.trainer import Trainer
 
 Plait = Callable[..., tuple[int, list[str], str]]

@@ -12,7 +12,8 @@ import pytest
 from plait.pretrain.callbacks import Callback, Checkpointing
 from plait.pretrain.config import Config, TrainConfig
 from plait.pretrain.config_file import dump_config, parse_config
-from plait.pretrain.run_folder import RunFolder, read_metrics, read_status
+from plait.pretrain.metrics_file import read_metrics
+from plait.pretrain.run_folder import RunFolder, read_status
 from plait.pretrain.trainer import Trainer
 
 PATIENCE = 120
@@ -55,6 +56,7 @@ def test_a_file_a_clock_or_a_signal_stop_it_after_a_whole_step(tiny):
         "state": "stopped",
         "step": 4,
         "reason": "SIGUSR1 asked for it",
+        "starts": 1,
         "time": 0,
     }
 

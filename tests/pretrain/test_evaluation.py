@@ -19,8 +19,8 @@ from plait.pretrain.evaluation import evaluate, total
 from plait.pretrain.evaluation_report import evaluate_run, write_report
 from plait.pretrain.loading import load_run
 from plait.pretrain.loss import MicroBatch, StepCounts, compute_loss
+from plait.pretrain.metrics_file import read_metrics
 from plait.pretrain.model import Packing, build_model
-from plait.pretrain.run_folder import read_metrics
 from plait.pretrain.trainer import Trainer
 
 SEQ_LEN = 30

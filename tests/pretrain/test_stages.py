@@ -17,8 +17,8 @@ from plait.pretrain.callbacks import Callback, Checkpointing, MetricsFile
 from plait.pretrain.config import Config
 from plait.pretrain.config_file import dump_config, parse_config
 from plait.pretrain.course import course, plan_of_step
+from plait.pretrain.metrics_file import read_metrics
 from plait.pretrain.optimizer import learning_rate
-from plait.pretrain.run_folder import read_metrics
 from plait.pretrain.trainer import Trainer
 
 CLOCKS = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")

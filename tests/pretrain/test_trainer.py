@@ -16,8 +16,8 @@ import yaml
 from plait.errors import UserError
 from plait.pretrain.callbacks import Checkpointing, Evaluation, MetricsFile, TensorBoard
 from plait.pretrain.config_file import parse_config
+from plait.pretrain.metrics_file import read_metrics
 from plait.pretrain.optimizer import build_optimizer, learning_rate
-from plait.pretrain.run_folder import read_metrics
 from plait.pretrain.trainer import Trainer
 
 CHANGING = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")

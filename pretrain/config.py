@@ -168,6 +168,9 @@ class CheckpointConfig(Section):
     """A run, or RUN@STEP, whose weights this one begins with: model and routers' biases, with a fresh
     optimizer, schedule and order of data. What the config leaves out of ``model`` is that run's. Without
     effect once this run has a checkpoint of its own."""
+    grow_vocabulary: bool = False
+    """With ``init_from``, let ``model.vocab_size`` be larger than there, and the corpus's tokenizer have more
+    ids, the first of which mean the same. Rows beyond those saved come from the seed."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -176,6 +179,11 @@ class CheckpointConfig(Section):
             raise ValueError(
                 f"checkpoint.keep_every = {self.keep_every} is no multiple of checkpoint.every = "
                 f"{self.every}, so that few of its steps are saved; set it to {nearest}"
+            )
+        if self.grow_vocabulary and self.init_from is None:
+            raise ValueError(
+                "checkpoint.grow_vocabulary = true without checkpoint.init_from has nothing that grows; "
+                "name the run to begin from, or leave it out"
             )
         return self
 

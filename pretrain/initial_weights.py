@@ -9,9 +9,11 @@ import yaml
 from torch import Tensor
 
 from ..errors import UserError
+from ..parallel.placements import local, part
 from .checkpoint import Checkpoint
 from .config import Config, ModelConfig
 from .config_file import parse_model
+from .growing_vocabulary import ROWS_OF_VOCABULARY
 from .named_checkpoints import find_checkpoint
 from .pattern import LETTERS
 from .run_folder import RunFolder
@@ -36,6 +38,8 @@ class InitialWeights:
     """As the config says it."""
     folder: RunFolder
     checkpoint: Checkpoint
+    grows: bool = False
+    """Whether `checkpoint.grow_vocabulary` lets the model have more rows than were saved."""
 
     def __str__(self) -> str:
         return f"step {self.checkpoint.step} of {self.folder.path}"
@@ -49,11 +53,15 @@ class InitialWeights:
         # Layers that only one of them has are told apart by their patterns.
         shared = sorted(there.keys() & here.keys())
         differ = {key: (there[key], here[key]) for key in shared if there[key] != here[key]}
+        more = there["model.vocab_size"] < here["model.vocab_size"]
+        if self.grows and more:
+            del differ["model.vocab_size"]
         if differ:
+            grow = "; checkpoint.grow_vocabulary = true lets model.vocab_size be larger here"
             raise UserError(
                 f"checkpoint.init_from = {self.name}: the weights of another model: "
                 f"{word_differences(differ, 'there', 'here')}; leave those keys out of the config, or begin "
-                "from another run"
+                f"from another run{grow if more and not self.grows else ''}"
             )
 
     def load_into(self, state: TrainState) -> None:
@@ -67,9 +75,14 @@ class InitialWeights:
         }
         state.carried = empty_carried(self.checkpoint)
         carried = {CARRIED + name: tensor for name, tensor in state.carried.items()}
-        self.checkpoint.load_into(read | carried, partial=True)
+        growing = ROWS_OF_VOCABULARY if self.grows else ()
+        self.checkpoint.load_into(read | carried, partial=True, growing=growing)
         for name, tensor in weights.items():
-            tensor.copy_(read[name])
+            if name in growing:
+                rows = _rows_within(tensor, stored[name].shape[0])
+                local(tensor)[:rows].copy_(local(read[name])[:rows])
+            else:
+                tensor.copy_(read[name])
         state.origin = _origin(self)
         logger.info("begun with the weights of %s", self)
 
@@ -87,7 +100,7 @@ def find_initial_weights(config: Config) -> InitialWeights | None:
         folder, checkpoint = find_checkpoint(name)
     except UserError as error:
         raise UserError(f"checkpoint.init_from = {name}: {error}") from None
-    initial = InitialWeights(name, folder, checkpoint)
+    initial = InitialWeights(name, folder, checkpoint, grows=config.checkpoint.grow_vocabulary)
     initial.check_model(config.model)
     return initial
 
@@ -99,6 +112,12 @@ def model_of(checkpoint: Checkpoint) -> ModelConfig:
         UserError: the checkpoint does not describe one.
     """
     return parse_model(yaml.safe_load(checkpoint.manifest.facts["config"]), str(checkpoint.path))
+
+
+def _rows_within(tensor: Tensor, end: int) -> int:
+    """How many rows of this rank's part lie before the whole's row `end`."""
+    held = part(tensor)[0]
+    return max(0, min(held.stop, end) - held.start)
 
 
 def _origin(initial: InitialWeights) -> dict[str, Any]:

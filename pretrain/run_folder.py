@@ -15,6 +15,7 @@ from ..data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from ..errors import UserError
 from .config import Config
 from .config_file import dump_config, load_config
+from .growing_vocabulary import check_first_ids
 
 __all__ = ["Holder", "RunFolder", "read_status", "write_status"]
 
@@ -188,11 +189,9 @@ class RunFolder:
             manifest = manifest_of(prefix)
             if manifest is None:
                 continue
-            if initial and theirs and theirs.fingerprint != manifest.tokenizer_sha256:
-                raise UserError(
-                    f"{prefix}: built with another tokenizer than the one of checkpoint.init_from = "
-                    f"{initial.path}; build the corpus with --tokenizer {initial.path}"
-                )
+            if initial and theirs:
+                grows = config.checkpoint.grow_vocabulary
+                check_first_ids(prefix, manifest, theirs, initial.path, grows=grows)
             if manifest.vocab_size > config.model.vocab_size:
                 raise UserError(
                     f"model.vocab_size = {config.model.vocab_size} has fewer rows than the tokenizer of "

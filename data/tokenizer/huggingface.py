@@ -58,6 +58,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def piece(self, token: int) -> str:
+        # Ids may have holes.
+        return self._tokenizer.id_to_token(token) or ""
+
 
 def _json(content: bytes, path: Path) -> dict[str, Any]:
     try:

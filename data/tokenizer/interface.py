@@ -52,6 +52,16 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; control ids give nothing, bytes that are no UTF-8 give U+FFFD."""
 
+    @abstractmethod
+    def piece(self, token: int) -> str:
+        """What an id stands for, spelled as in the tokenizer's files."""
+
+    def first_difference(self, other: "Tokenizer") -> int | None:
+        """The first of this tokenizer's ids that stands for another piece in another one, or for none;
+        None where that one has all of them, and perhaps more."""
+        ids = range(self.vocab_size)
+        return next((i for i in ids if i >= other.vocab_size or self.piece(i) != other.piece(i)), None)
+
     def save_into(self, folder: str | Path) -> None:
         """Write ``folder/tokenizer.model`` or ``folder/tokenizer/…``, which loads as this very tokenizer.
 

@@ -65,6 +65,9 @@ class SentencePieceTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
 
+    def piece(self, token: int) -> str:
+        return self._processor.id_to_piece(token)
+
     def _parts(self, text: str) -> list[str]:
         """A long text in parts whose ids, one after the other, are those of the whole.
 

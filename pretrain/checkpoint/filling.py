@@ -1,7 +1,7 @@
 """Tensors filled with what a checkpoint holds, after a check that it fits them."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +18,11 @@ __all__ = ["fill", "first_cause", "silence_single_process_warning"]
 
 
 def fill(
-    tensors: Mapping[str, Tensor], folder: Path, index: Mapping[str, StoredTensor], partial: bool
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    index: Mapping[str, StoredTensor],
+    partial: bool,
+    growing: Collection[str] = (),
 ) -> None:
     """Fill tensors in place; see `Checkpoint.load_into`.
 
@@ -28,7 +32,7 @@ def fill(
     for name, tensor in tensors.items():
         if tensor.is_meta:
             raise ValueError(f"{name!r} is on the meta device and cannot be filled; materialise it first")
-    _check_fits(tensors, folder, index, partial)
+    _check_fits(tensors, folder, index, partial, growing)
     # Of what is asked for only: who reads a checkpoint tensor by tensor does not plan all of it each time.
     reader = RankFileReader(folder, {name: index[name] for name in tensors})
     silence_single_process_warning()
@@ -40,7 +44,11 @@ def fill(
 
 
 def _check_fits(
-    tensors: Mapping[str, Tensor], folder: Path, stored: Mapping[str, StoredTensor], partial: bool
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    stored: Mapping[str, StoredTensor],
+    partial: bool,
+    growing: Collection[str],
 ) -> None:
     missing = [name for name in tensors if name not in stored]
     unknown = [] if partial else [name for name in stored if name not in tensors]
@@ -58,13 +66,19 @@ def _check_fits(
     for name, tensor in tensors.items():
         here = describe(tensor)
         there = describe(stored[name])
-        if here != there:
+        if here != there and not (name in growing and _is_longer(tensor, stored[name])):
             differ.append(f"{name} ({there} saved, {here} asked for)")
     if differ:
         raise UserError(
             f"{folder}: not a checkpoint of this model: other shape or dtype of {few(differ)}; "
             "use the config it was saved with, or start in another run.dir"
         )
+
+
+def _is_longer(tensor: Tensor, stored: StoredTensor) -> bool:
+    """Whether it differs in having more rows alone."""
+    rows, *others = tensor.shape
+    return tensor.dtype == stored.dtype and (*others,) == stored.shape[1:] and rows > stored.shape[0]
 
 
 def first_cause(error: CheckpointException) -> BaseException:

@@ -46,7 +46,7 @@ class PartSavePlanner(DefaultSavePlanner):
 
 
 class PartLoadPlanner(DefaultLoadPlanner):
-    """Plans what this rank's parts need of tensors that are known to fit."""
+    """Plans what this rank's parts need of tensors that are known to fit; rows never saved are not read."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -57,12 +57,15 @@ class PartLoadPlanner(DefaultLoadPlanner):
         for name, tensor in self.state_dict.items():
             stored = self.metadata.state_dict_metadata[name]
             assert isinstance(stored, TensorStorageMetadata)
-            reads += create_read_items_for_chunk_list(name, stored, [_chunk(tensor)])
+            reads += create_read_items_for_chunk_list(name, stored, [_chunk(tensor, stored.size)])
         return LoadPlan(reads)
 
 
-def _chunk(tensor: Tensor) -> ChunkStorageMetadata:
+def _chunk(tensor: Tensor, shape: torch.Size | None = None) -> ChunkStorageMetadata:
+    """This rank's box of a tensor, within another shape where one is given."""
     box = part(tensor)
+    if shape is not None:
+        box = [slice(min(s.start, end), min(s.stop, end)) for s, end in zip(box, shape, strict=True)]
     return ChunkStorageMetadata(
         torch.Size([side.start for side in box]), torch.Size([side.stop - side.start for side in box])
     )

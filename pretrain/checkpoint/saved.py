@@ -3,7 +3,7 @@
 Without torch until a tensor is asked for, so that lists of checkpoints appear at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,7 +61,9 @@ class Checkpoint:
         """
         return sum(record.size for record in self.manifest.files.values())
 
-    def load_into(self, tensors: "Mapping[str, Tensor]", partial: bool = False) -> None:
+    def load_into(
+        self, tensors: "Mapping[str, Tensor]", partial: bool = False, growing: Collection[str] = ()
+    ) -> None:
         """Fill tensors in place with the very bits that were saved, whatever layout they were saved in.
 
         No rank waits for another: each reads what its own tensors need.
@@ -69,6 +71,7 @@ class Checkpoint:
         Args:
             tensors: plain tensors or DTensors, on any device, by the names they were saved under.
             partial: the checkpoint may hold more tensors than these.
+            growing: tensors that may have more rows than were saved; the last ones stay as they are.
 
         Raises:
             UserError: the checkpoint is damaged, or holds other names, shapes or dtypes. Where a file
@@ -77,7 +80,7 @@ class Checkpoint:
         """
         from .filling import fill
 
-        fill(tensors, self.path, self.tensors, partial=partial)
+        fill(tensors, self.path, self.tensors, partial=partial, growing=growing)
 
     def damages(self) -> Iterator[str]:
         """Read every byte; yields a line for each file that is missing, cut short or damaged."""

@@ -56,6 +56,20 @@ def added(folder: Path) -> list[dict]:
     return json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
 
 
+def test_the_first_id_that_stands_for_another_piece(copy: Path, hf_tokenizer: Tokenizer) -> None:
+    token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    edit(copy / "tokenizer.json", added_tokens=[*added(copy), {**token, "id": 400, "content": "<|new|>"}])
+    longer = load_tokenizer(copy)
+    assert (longer.vocab_size, longer.piece(400)) == (401, "<|new|>")
+    assert hf_tokenizer.first_difference(longer) is None
+    assert longer.first_difference(hf_tokenizer) == 400
+    tree = json.loads((copy / "tokenizer.json").read_text())
+    words = {number: piece for piece, number in tree["model"]["vocab"].items()}
+    tree["model"]["vocab"] |= {words[7]: 9, words[9]: 7}
+    (copy / "tokenizer.json").write_text(json.dumps(tree))
+    assert hf_tokenizer.first_difference(load_tokenizer(copy)) == 7
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_any_text_comes_back(hf_tokenizer: Tokenizer, text: str) -> None:

@@ -1,12 +1,27 @@
 """What it means that ranks and one rank agree."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-__all__ = ["assert_same_gradients", "assert_same_steps", "differences"]
+__all__ = [
+    "HELD",
+    "Parts",
+    "assert_same_gradients",
+    "assert_same_steps",
+    "differences",
+    "distance",
+    "whole_tensors",
+]
+
+Parts = Mapping[str, tuple[tuple[slice, ...], Tensor]]
+"""What a rank holds: name -> where it lies in the whole, and its values."""
+
+HELD = ("loss", "grad_norm", "validation_loss")
+"""Metrics that are held to a bound in every dtype."""
 
 NOT_COMPARED = ("step", "tokens", "lr")
 """Metrics that come of no computation."""
@@ -16,9 +31,9 @@ def assert_same_steps(ranks: list[list[dict[str, Any]]], one: list[dict[str, Any
     """Every metric of every step, on every rank, within a relative tolerance of one rank's."""
     for records in ranks:
         worst = differences(records, one)
-        assert {"loss", "grad_norm", "validation_loss"} <= worst.keys()
+        assert set(HELD) <= worst.keys()
         far = {name: difference for name, difference in worst.items() if not difference <= tolerance}
-        assert not far
+        assert not far, far
         assert [{k: r[k] for k in NOT_COMPARED} for r in records] == [
             {k: r[k] for k in NOT_COMPARED} for r in one
         ]
@@ -55,6 +70,30 @@ def assert_same_gradients(ranks: list[dict[str, Any]], one: dict[str, Any], tole
         assert found["gradients"].keys() == one["gradients"].keys()
         assert found["targets"] == one["targets"]
         assert [found["loss"], found["norm"]] == pytest.approx([one["loss"], one["norm"]], rel=tolerance)
+
+
+def whole_tensors(ranks: Sequence[Parts]) -> dict[str, Tensor]:
+    """Tensors put together from what all ranks hold; where several hold the same, it has the same bits."""
+    whole: dict[str, Tensor] = {}
+    for name in ranks[0]:
+        shape = [max(held[name][0][dim].stop for held in ranks) for dim in range(len(ranks[0][name][0]))]
+        covered = torch.zeros(shape, dtype=torch.bool)
+        tensor = whole[name] = torch.zeros(shape, dtype=ranks[0][name][1].dtype)
+        for held in ranks:
+            where, values = held[name]
+            again = covered[where]
+            assert torch.equal(tensor[where][again], values[again]), f"{name}: two ranks differ"
+            tensor[where] = values
+            covered[where] = True
+        assert covered.all(), f"{name}: no rank holds some of it"
+    assert all(held.keys() == whole.keys() for held in ranks)
+    return whole
+
+
+def distance(tensor: Tensor, one: Tensor) -> float:
+    """The norm of the difference over the norm of `one`, as `plait checkpoint diff` reckons it."""
+    far, size = (float(t.to(torch.float64).norm()) for t in (tensor.to(torch.float64) - one, one))
+    return far / size if size else far
 
 
 def _largest(tensor: Tensor) -> float:

@@ -12,6 +12,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 
 from pool import OneRank, Pools, Tree, change
+from saved_runs import SavedRuns
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,12 @@ def ranks(tmp_path_factory):
 def one_rank(tmp_path_factory) -> OneRank:
     """Run a program on one rank."""
     return OneRank(tmp_path_factory.mktemp("one-rank"))
+
+
+@pytest.fixture(scope="session")
+def saved_runs(ranks, one_rank, tmp_path_factory) -> SavedRuns:
+    """Runs with checkpoints, trained once in each layout."""
+    return SavedRuns(tmp_path_factory.mktemp("saved"), ranks, one_rank)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["EXCHANGES", "EXPERTS", "LAYOUTS", "PRODUCTS", "Layout", "name"]
+__all__ = ["CALM", "EXCHANGES", "EXPERTS", "LAYOUTS", "PRODUCTS", "WITHOUT_EXPERTS", "Layout", "name"]
 
 Layout = dict[str, Any]
 
@@ -44,5 +44,14 @@ EXPERTS: list[Layout] = [
 ]
 
 
+CALM = {"optim.lr": 0.001}
+"""At ten times this rate, twenty steps of so small a model grow a rounding to a percent of the norm."""
+
+# A router's near-tie flips by rounding, and then a token has another expert.
+WITHOUT_EXPERTS = CALM | {"train.dtype": "float32", "model.pattern": "M*-M"}
+"""What is changed in the config where fp32 is held against one rank."""
+
+
 def name(layout: Layout) -> str:
-    return "-".join(f"{key}{value}" if isinstance(value, int) else value for key, value in layout.items())
+    parts = [f"{key}{value}" if isinstance(value, int) else value for key, value in layout.items()]
+    return "-".join(parts) or "one-rank"

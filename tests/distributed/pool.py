@@ -16,7 +16,7 @@ from typing import Any
 import ranks
 import torch
 
-__all__ = ["OneRank", "Pool", "Pools", "Tree", "change"]
+__all__ = ["OneRank", "Pool", "Pools", "Tree", "change", "ranks_of"]
 
 Tree = dict[str, Any]
 
@@ -172,6 +172,7 @@ class OneRank:
 
 
 def ranks_of(tree: Tree) -> int:
+    """Ranks of the layout of a config."""
     return math.prod(tree["parallel"].get(axis, 1) for axis in ("dp_replicate", "dp_shard", "sp", "tp"))
 
 

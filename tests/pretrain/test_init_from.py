@@ -171,7 +171,8 @@ def test_another_pattern(second, tmp_path):
     assert line == (
         "checkpoint.init_from = TMP/run: the weights of another model: model.pattern = M*-E there and M- "
         "here, model.tie_embeddings = False there and True here, model.vocab_size = 320 there and 512 here; "
-        "leave those keys out of the config, or begin from another run"
+        "leave those keys out of the config, or begin from another run; checkpoint.grow_vocabulary = true "
+        "lets model.vocab_size be larger here"
     )
 
 

@@ -148,7 +148,7 @@ class Trainer:
         return finished
 
     def _train(self) -> None:
-        config, state = self.config, self.state
+        state = self.state
         logger.info("from step %d to %d, %s", state.step, self.last_step, self.device)
         self._peak = peak_flops(self.device, self.dtype) * self.mesh.world_size
         began = []

@@ -47,9 +47,8 @@ class RunLog(Callback):
 
     def stage(self, trainer: "Trainer", changes: dict[str, tuple[Any, Any]]) -> None:
         shown = few([f"{key} = {now}, was {before}" for key, (before, now) in changes.items()], MOST_CHANGES)
-        trainer.say(
-            f"stage {trainer.stage} of {len(trainer.config.stages)} from step {trainer.state.step + 1}: {shown}"
-        )
+        which = f"stage {trainer.stage} of {len(trainer.config.stages)}"
+        trainer.say(f"{which} from step {trainer.state.step + 1}: {shown}")
 
     def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
         if (loss := metrics.get("validation_loss")) is not None:

@@ -20,6 +20,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "LaunchConfig",
     "LogConfig",
     "MLPConfig",
     "MambaConfig",
@@ -184,6 +185,12 @@ class EvaluateConfig(Section):
     """Batches of ``train.batch_size`` sequences an evaluation reads."""
 
 
+class LaunchConfig(Section):
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often in a row a run whose ranks died is started again without a newer checkpoint; one that comes
+    gives all of them back."""
+
+
 class Config(Section):
     """A run: what `plait train` reads."""
 
@@ -196,6 +203,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    launch: LaunchConfig = LaunchConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -32,6 +32,7 @@ FREE = (
     "checkpoint.",
     "log.",
     "evaluate.",
+    "launch.",
     "data.validation",
     "data.workers",
 )

@@ -43,11 +43,6 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def is_launched() -> bool:
-    """Whether `plait launch` started this process."""
-    return LAUNCHED in os.environ
-
-
 def life() -> int:
     """How often `plait launch`, or torchrun, has started the ranks before."""
     return int(os.environ.get(LIFE) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -56,6 +51,11 @@ def life() -> int:
 def seconds_since_launch() -> float:
     """How long ago `plait launch` was started; 0 where it did not start this process."""
     return time.time() - float(os.environ[LAUNCHED]) if is_launched() else 0.0
+
+
+def is_launched() -> bool:
+    """Whether `plait launch` started this process."""
+    return LAUNCHED in os.environ
 
 
 def log_to(file: Path) -> None:

@@ -369,8 +369,8 @@ def write(rows: list[Row], seconds: float, seed: int, torchrun: bool) -> None:
         f"# {len(rows) - 1} events upon a run of two ranks, under {launcher}",
         "",
         f"`python tests/chaos/chaos.py --seed {seed} --events {len(rows) - 1}{option} --write`. "
-        f"{date.today()}, {model}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"Python {platform.python_version()}.",
+        f"{date.today()}, {model}, {os.cpu_count()} cores with a load of {os.getloadavg()[2]:.0f}, "
+        f"torch {torch.__version__}, Python {platform.python_version()}.",
         "",
         f"A checkpoint every {EVERY} steps, an evaluation every 6. Who is killed gets SIGKILL. Seconds are "
         "from the deed, at the start and in loading from the second death, to the first step afterwards. "

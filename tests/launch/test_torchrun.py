@@ -84,14 +84,15 @@ def test_a_killed_rank_is_started_again_and_a_polite_stop_is_no_failure(config, 
     assert (status["state"], status["reason"]) == ("stopped", "a signal to another rank asked for it")
     assert (folder.checkpoints / f"step-{status['step']:08d}").is_dir()
 
-    # torchrun passes SIGTERM on; its own status then is its own affair.
+
+@pytest.mark.long
+def test_a_signal_to_torchrun_itself_reaches_the_ranks(config, folder):
     process = start(config)
     wait_for_step(folder, 2, process)
     process.terminate()
     process.communicate(timeout=PATIENCE)
     stopped = read_status(folder)
     assert (stopped["state"], stopped["reason"]) == ("stopped", "SIGTERM asked for it")
-    assert stopped["step"] > status["step"]
     assert (folder.checkpoints / f"step-{stopped['step']:08d}").is_dir()
 
 

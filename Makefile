@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
-.PHONY: help install demo test test-long check format clean
+.PHONY: help install demo test test-long chaos check format clean
 help:
 	@echo "make demo     the whole chain on two cores: text, shards, training, resume, export, generation"
 	@echo "make test     the tests"
 	@echo "make test-long  every layout for longer and in all dtypes, thousands of drawn ones; half an hour"
+	@echo "make chaos    a small run killed at 20 moments, starved of disk, robbed of files; SEED=n draws others"
 	@echo "make check    formatting, lint, types, import floors"
 	@echo "make format   let ruff format and mend what it can"
 	@echo "make install  only set up $(VENV); on a GPU machine give CONSTRAINTS=your-file.txt"
@@ -36,6 +37,9 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
+
+chaos: $(READY)
+	$(BIN)/python tests/chaos/chaos.py --seed $(or $(SEED),0) --write
 
 check: $(READY)
 	$(BIN)/ruff format --check .

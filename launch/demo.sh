@@ -26,11 +26,8 @@ until [ -f "$run/metrics.jsonl" ] && [ "$(wc -l <"$run/metrics.jsonl")" -ge 90 ]
 done
 # The first word of the run's lock is the process of rank 0.
 kill -9 "$(cut -d ' ' -f 1 "$run/.lock")"
-wait "$launcher" || true
-printf '\033[?25hkilled after step %s\n' "$(wc -l <"$run/metrics.jsonl")"
-
-say "3. The same command goes on from the last whole checkpoint, to the bit"
-show plait launch local configs/demo.yaml parallel.sp=2 parallel.ep=2
+say "3. A rank was killed: all start again from the last whole checkpoint, and go on to the bit"
+wait "$launcher"
 
 say "4. The loss curve, how even the experts are, and the export to Hugging Face's format"
 show plait plot "$run"

@@ -19,7 +19,10 @@ def _() -> None:
 
 @app.command()
 def local(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
-    """Train on as many ranks of this machine as the layout in `parallel` has."""
+    """Train on as many ranks of this machine as the layout in `parallel` has.
+
+    Where a rank dies or hangs, all are started again, from the newest checkpoint.
+    """
     from ..pretrain.config_file import dump_config, load_config
     from ..pretrain.ranks import device_of
     from ..pretrain.run_folder import RunFolder, read_status
@@ -34,7 +37,13 @@ def local(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
         frozen = Path(private) / "config.yaml"
         frozen.write_text(dump_config(settings), encoding="utf-8")
         command = [sys.executable, "-m", "plait.launch", "train", str(frozen)]
-        status = launch_ranks(command, settings.parallel.ranks, folder.log_file(0).parent)
+        status = launch_ranks(
+            command,
+            settings.parallel.ranks,
+            folder.log_file(0).parent,
+            folder.checkpoints,
+            settings.launch.max_restarts,
+        )
     ended = read_status(folder)
     if status == 0 and ended.get("state") == "stopped" and ended.get("reason"):
         status = STOPPED

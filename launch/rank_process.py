@@ -9,10 +9,25 @@ from pathlib import Path
 
 from .stop_signals import StopSignals
 
-__all__ = ["LAUNCHED", "STOPPED", "is_launched", "log_to", "rank", "run_as_rank"]
+__all__ = [
+    "LAUNCHED",
+    "LIFE",
+    "STOPPED",
+    "is_launched",
+    "life",
+    "log_to",
+    "logger",
+    "rank",
+    "run_as_rank",
+    "seconds_since_launch",
+]
 
 LAUNCHED = "PLAIT_LAUNCHED"
-"""Set in the environment of ranks whose launcher tells of their failures."""
+"""Set in the environment of ranks whose launcher tells of their failures: when it was started, in seconds
+since 1970."""
+
+LIFE = "PLAIT_LIFE"
+"""In the same environment: how often the launcher has started the ranks before."""
 
 STOPPED = 75
 """Exit status of a run that was asked to stop and can go on: EX_TEMPFAIL, by which schedulers try again."""
@@ -26,6 +41,16 @@ logger = logging.getLogger("plait")
 
 def rank() -> int:
     return int(os.environ.get("RANK", "0"))
+
+
+def life() -> int:
+    """How often `plait launch`, or torchrun, has started the ranks before."""
+    return int(os.environ.get(LIFE) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def seconds_since_launch() -> float:
+    """How long ago `plait launch` was started; 0 where it did not start this process."""
+    return time.time() - float(os.environ[LAUNCHED]) if is_launched() else 0.0
 
 
 def is_launched() -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .config_commands import ConfigArgument, OverridesArgument
-from .rank_process import STOPPED, is_launched, log_to, rank, run_as_rank
+from .rank_process import STOPPED, is_launched, life, log_to, logger, rank, run_as_rank, seconds_since_launch
 
 if TYPE_CHECKING:
     from ..pretrain.callbacks import Callback
@@ -42,6 +42,7 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
     from ..pretrain.run_folder import RunFolder
     from ..pretrain.run_log import FAILED
     from ..pretrain.trainer import Trainer
+    from .lives import begin_under_torchrun
 
     settings = load_config(config, overrides or ())
     device = device_of(settings)
@@ -49,6 +50,11 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
     folder.make()
     log = folder.log_file(rank())
     log_to(log)
+    if life():
+        logger.info("restart %d of this launch", life())
+    spent = seconds_since_launch()
+    if rank() == 0 and "TORCHELASTIC_RUN_ID" in os.environ and not is_launched():
+        spent = begin_under_torchrun(folder, settings.launch.max_restarts)
     console = Console(highlight=False, quiet=rank() > 0)
     timeout = settings.parallel.timeout
     with Watchdog(timeout, log, launched=is_launched()) as watchdog:
@@ -61,6 +67,7 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
             callbacks += [RunLog(), Progress(console)]
         callbacks += [Checkpointing(), Heartbeat(watchdog, "the callbacks of ")]
         trainer = Trainer(settings, callbacks, lambda: signals.asked)
+        trainer.stopping.spent(spent)
         try:
             finished = trainer.run()
         except BaseException as error:

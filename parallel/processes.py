@@ -1,7 +1,9 @@
 """A rank as a process: how it joins the others and leaves them."""
 
+import logging
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -9,6 +11,8 @@ import torch.distributed as dist
 from ..errors import UserError
 
 __all__ = ["start_processes", "stop_processes"]
+
+logger = logging.getLogger(__name__)
 
 
 def start_processes(device: torch.device, timeout: float) -> None:
@@ -31,8 +35,9 @@ def start_processes(device: torch.device, timeout: float) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, _cores() // local_world_size))
     patience = timedelta(seconds=2 * timeout)
+    meet = _meeting_place(patience)
     if device.type != "cuda":
-        dist.init_process_group("gloo", timeout=patience)
+        dist.init_process_group("gloo", timeout=patience, **meet)
         return
     if local_world_size > torch.cuda.device_count():
         raise UserError(
@@ -41,8 +46,37 @@ def start_processes(device: torch.device, timeout: float) -> None:
         )
     torch.cuda.set_device(local_rank)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl", timeout=patience, device_id=torch.device("cuda", local_rank)
+        "cpu:gloo,cuda:nccl", timeout=patience, device_id=torch.device("cuda", local_rank), **meet
     )
+
+
+def _meeting_place(patience: timedelta) -> dict[str, Any]:
+    """Where the ranks find each other, if not where torch would look.
+
+    torchrun lends its own store to every life of the ranks alike, so that a later one reads the addresses of
+    the dead. On one machine its count of restarts tells the lives apart; on several the machines may count
+    differently.
+    """
+    borrowed = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not borrowed or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return {}
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        if rank == 0:
+            logger.warning(
+                "the ranks will not find each other after a restart; start torchrun with "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+            )
+        return {}
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=patience,
+    )
+    life = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    return {"store": dist.PrefixStore(f"plait/life/{life}", store), "rank": rank, "world_size": world_size}
 
 
 def stop_processes() -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "LaunchConfig",
     "LogConfig",
     "MLPConfig",
     "MambaConfig",
@@ -201,6 +202,12 @@ class EvaluateConfig(Section):
     """Batches of ``train.batch_size`` sequences an evaluation reads."""
 
 
+class LaunchConfig(Section):
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often in a row a run whose ranks died is started again without a newer checkpoint; one that comes
+    gives all of them back."""
+
+
 class Config(Section):
     """A run: what `plait train` reads."""
 
@@ -213,6 +220,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    launch: LaunchConfig = LaunchConfig()
     stages: Annotated[tuple[StageConfig, ...], Field(strict=False)] = ()
     """What changes on the way, each from a count of tokens on: ``data.blend``, ``data.seq_len``,
     ``train.batch_size``, the schedule under ``optim``."""

@@ -89,6 +89,11 @@ class RunFolder:
         return self.path / ".lock"
 
     @property
+    def lives_file(self) -> Path:
+        """The first rank's count of its lives, where torchrun starts them."""
+        return self.path / "lives.json"
+
+    @property
     def status_file(self) -> Path:
         return self.path / "status.json"
 

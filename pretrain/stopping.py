@@ -33,6 +33,10 @@ class Stopping:
         self._began = time.monotonic()
         self.reason: str | None = None
 
+    def spent(self, seconds: float) -> None:
+        """So much of the time limit is gone already: in earlier lives of the same command."""
+        self._began -= seconds
+
     def wishes(self) -> list[float]:
         """1 for each kind of reason that this rank has, 0 for the others."""
         late = self._limit is not None and time.monotonic() - self._began >= self._limit

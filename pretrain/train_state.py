@@ -41,6 +41,7 @@ FREE = (
     "checkpoint.",
     "log.",
     "evaluate.",
+    "launch.",
     "data.validation",
     "data.workers",
 )

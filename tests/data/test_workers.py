@@ -104,6 +104,9 @@ class Failing(Tokenizer):
     def decode(self, ids) -> str:
         return ""
 
+    def piece(self, token) -> str:
+        return ""
+
 
 @pytest.mark.parametrize("death", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_build_that_is_ended_leaves_no_process_and_no_corpus(

@@ -19,11 +19,11 @@ STAGES = {
 
 @pytest.mark.parametrize("layout", [{"dp_shard": 2, "sp": 2}, {"sp": 3}], ids=name)
 def test_stages_in_another_layout(ranks, one_rank, tree, tmp_path, layout):
-    one = one_rank("resuming", tree(STAGES))
+    one = one_rank("resuming", tree(STAGES), seed=0)
     assert [record["tokens"] for record in one["steps"]] == [1250, 2500, 3250, 4000, 4390, 4780]
     stopped = tree(STAGES | {"train.stop_at": 3}, **layout)
-    found = ranks("resuming", stopped, run_dir=tmp_path / "run")
-    again = one_rank.run("resuming", tree(STAGES), run_dir=tmp_path / "run")
+    found = ranks("resuming", stopped, run_dir=tmp_path / "run", seed=0)
+    again = one_rank.run("resuming", tree(STAGES), run_dir=tmp_path / "run", seed=0)
     assert again["resumed_from"] == 3
     steps = [*found[0]["steps"], *again["steps"]]
     worst = differences(steps, one["steps"])

@@ -1,6 +1,6 @@
 """Ranks that add numbers, and fail, hang or die on demand; started by :func:`launch_ranks`.
 
-`rank_program.py launch DEED RANKS FOLDER` launches, `rank_program.py rank DEED FOLDER` is a rank.
+`rank_program.py launch DEED RANKS FOLDER RESTARTS` launches, `rank_program.py rank DEED FOLDER` is a rank.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from plait.errors import UserError
 from plait.launch.local import launch_ranks
-from plait.launch.rank_process import is_launched, log_to, rank, run_as_rank
+from plait.launch.rank_process import is_launched, life, log_to, rank, run_as_rank
 from plait.parallel.processes import start_processes, stop_processes
 from plait.parallel.watchdog import Watchdog
 
@@ -74,6 +74,11 @@ def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_once() -> None:
+    if life() == 0:
+        die()
+
+
 def deaf() -> None:
     """One rank never lets another thread of its interpreter run, another one is stopped."""
     if rank() == CULPRIT:
@@ -88,12 +93,12 @@ def wait() -> None:
     sleep_forever()
 
 
-DEEDS = {f.__name__: f for f in (fail, mistake, hang, die, deaf, wait)}
+DEEDS = {f.__name__: f for f in (fail, mistake, hang, die, die_once, deaf, wait)}
 
 if __name__ == "__main__":
     mode, deed, *rest = sys.argv[1:]
     if mode == "launch":
         folder = Path(rest[1])
         command = [sys.executable, __file__, "rank", deed, str(folder)]
-        sys.exit(launch_ranks(command, int(rest[0]), folder))
+        sys.exit(launch_ranks(command, int(rest[0]), folder, folder / "checkpoints", int(rest[2])))
     run_as_rank(lambda signals: main(deed, Path(rest[0])))

@@ -24,16 +24,16 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
 
 
-def start(deed: str, folder: Path, ranks: int = 2) -> subprocess.Popen[str]:
-    command = [sys.executable, str(PROGRAM), "launch", deed, str(ranks), str(folder)]
+def start(deed: str, folder: Path, ranks: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
+    command = [sys.executable, str(PROGRAM), "launch", deed, str(ranks), str(folder), str(restarts)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
 
 
-def launch(deed: str, folder: Path) -> tuple[int, str, str]:
+def launch(deed: str, folder: Path, restarts: int = 0) -> tuple[int, str, str]:
     """Exit status, standard output and error of a launch of two ranks."""
-    process = start(deed, folder)
+    process = start(deed, folder, restarts=restarts)
     out, err = process.communicate(timeout=PATIENCE)
     return process.returncode, out, err
 
@@ -69,7 +69,7 @@ def test_a_rank_that_fails_is_named_and_not_its_echo(tmp_path):
 
 
 def test_a_mistake_that_all_ranks_meet_is_told_once(tmp_path):
-    status, _, err = launch("mistake", tmp_path)
+    status, _, err = launch("mistake", tmp_path, restarts=3)
     assert (status, err) == (2, "plait: error: data.blend = x: no such file; name another\n")
 
 
@@ -78,6 +78,17 @@ def test_a_rank_that_is_killed_is_named(tmp_path):
     assert status == 1
     assert err.startswith("plait: error: rank 1 was killed by signal 9 (SIGKILL)")
     assert err.count("\n") == 1
+
+
+def test_after_a_death_all_ranks_are_started_again(tmp_path):
+    status, out, err = launch("die_once", tmp_path, restarts=3)
+    assert status == 0
+    assert err == (
+        "plait: rank 1 was killed by signal 9 (SIGKILL); a machine out of memory does that; "
+        "going on from the start (restart 1 of 3)\n"
+    )
+    assert out.count("rank 0 with") == 2
+    assert out.endswith("finished\n")
 
 
 def test_a_hang_ends_with_the_stacks_of_all_ranks(tmp_path):
@@ -140,8 +151,8 @@ def local(monkeypatch, capsys, tiny, tmp_path):
     file.write_text(yaml.dump(tiny))
     launched = []
 
-    def launch_ranks(command: list[str], ranks: int, log_folder: Path) -> int:
-        launched.append((yaml.safe_load(Path(command[-1]).read_text()), ranks, log_folder))
+    def launch_ranks(command: list[str], ranks: int, log_folder: Path, *restarting: object) -> int:
+        launched.append((yaml.safe_load(Path(command[-1]).read_text()), ranks, log_folder, *restarting))
         return 0
 
     def run(*overrides: str):
@@ -156,8 +167,9 @@ def local(monkeypatch, capsys, tiny, tmp_path):
 
 def test_the_layout_says_how_many_ranks_and_they_get_the_resolved_config(local, tmp_path):
     status, err, launched = local("train.steps=7", "parallel.dp_replicate=2", "parallel.dp_shard=2")
-    ((config, ranks, folder),) = launched
+    ((config, ranks, folder, checkpoints, restarts),) = launched
     assert (status, err, ranks, folder) == (0, "", 4, tmp_path / "run" / "logs")
+    assert (checkpoints, restarts) == (tmp_path / "run" / "checkpoints", 3)
     assert config["train"]["steps"] == 7
     assert config["optim"]["clip"] > 0
     assert math.prod(config["parallel"][axis] for axis in ("dp_replicate", "dp_shard", "sp", "tp")) == 4

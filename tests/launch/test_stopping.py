@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from plait.launch.rank_process import LAUNCHED, seconds_since_launch
 from plait.pretrain.callbacks import Callback, Checkpointing
 from plait.pretrain.config import Config, TrainConfig
 from plait.pretrain.config_file import dump_config, parse_config
 from plait.pretrain.metrics_file import read_metrics
 from plait.pretrain.run_folder import RunFolder, read_status
+from plait.pretrain.stopping import Stopping
 from plait.pretrain.trainer import Trainer
 
 PATIENCE = 120
@@ -79,6 +81,15 @@ def test_a_file_a_clock_or_a_signal_stop_it_after_a_whole_step(tiny):
     trainer = Trainer(config, [Checkpointing()])
     assert trainer.run()
     assert read_status(folder)["state"] == "finished"
+
+
+def test_the_clock_runs_on_over_restarts(monkeypatch):
+    stopping = Stopping(time_limit=100.0)
+    assert stopping.wishes() == [0.0, 0.0, 0.0]
+    assert seconds_since_launch() == 0.0
+    monkeypatch.setenv(LAUNCHED, str(time.time() - 200.0))
+    stopping.spent(seconds_since_launch())
+    assert stopping.wishes() == [0.0, 0.0, 1.0]
 
 
 def test_an_error_and_an_end_that_was_asked_for_are_told(tiny):

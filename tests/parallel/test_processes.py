@@ -33,6 +33,27 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
         start_processes(torch.device("cuda"), 1.0)
 
 
+def test_several_machines_that_share_torchruns_store_are_told_how_not_to(monkeypatch, caplog):
+    def meet() -> str:
+        monkeypatch.setattr(dist, "init_process_group", lambda *_, **more: joined.append(more))
+        start_processes(torch.device("cpu"), 1.0)
+        said, _ = caplog.text, caplog.clear()
+        assert list(joined.pop()) == ["timeout"]
+        return said
+
+    joined = []
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "2"}
+    sharing = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    for key, value in (environment | sharing | {"OMP_NUM_THREADS": "1"}).items():
+        monkeypatch.setenv(key, value)
+    assert "start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in meet()
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert meet() == ""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert meet() == ""
+
+
 def raised(action) -> BaseException:
     with pytest.raises(BaseException) as caught:
         action()

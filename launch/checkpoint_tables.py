@@ -3,7 +3,6 @@
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -14,6 +13,7 @@ from ..pretrain.checkpoint import Checkpoint
 from ..pretrain.checkpoint.catalogue import Entry, in_order
 from ..pretrain.config_file import flatten_config
 from ..pretrain.run_folder import RunFolder, read_metrics
+from ..pretrain.saved_facts import config_tree
 from .sizes import readable_size
 from .whole_tables import plain_table, print_whole
 
@@ -143,10 +143,9 @@ def _losses(folder: RunFolder) -> dict[int, Any]:
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(str(checkpoint.manifest.facts.get("config", "")))
-    except yaml.YAMLError:
-        tree = None
-    return tree if isinstance(tree, dict) else {}
+        return config_tree(checkpoint)
+    except UserError:
+        return {}
 
 
 def _layout(checkpoint: Checkpoint) -> str | None:

@@ -1,8 +1,10 @@
 """A run's folder: where its config, metrics, logs, tokenizer and checkpoints lie."""
 
+import errno
 import fcntl
 import io
 import json
+import logging
 import os
 import socket
 import time
@@ -18,6 +20,8 @@ from .config_file import dump_config, load_config
 
 __all__ = ["RunFolder", "read_metrics", "read_status", "write_status"]
 
+logger = logging.getLogger(__name__)
+
 
 class RunFolder:
     """Paths of a run; nothing is made before `prepare`.
@@ -28,6 +32,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._locked: tuple[os.stat_result, str] | None = None
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run.dir = {self.path} is a file; choose another folder")
 
@@ -114,9 +119,29 @@ class RunFolder:
                 "choose another folder"
             ) from None
         file.truncate(0)
-        file.write(f"{os.getpid()} {socket.gethostname()}\n")
+        holder = f"{os.getpid()} {socket.gethostname()}\n"
+        file.write(holder)
         file.flush()
+        self._locked = self.path.stat(), holder
         return file
+
+    def absence(self) -> str | None:
+        """Why the path no longer leads to the folder that this process locked, as when a disk went away and
+        left its empty mount point; None where it does, or nothing was locked."""
+        if self._locked is None:
+            return None
+        status, holder = self._locked
+        try:
+            if os.path.samestat(status, self.path.stat()):
+                return None
+            # A disk that was mounted again may have another number.
+            if (self.path / ".lock").read_text(encoding="utf-8") == holder:
+                return None
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            return f"{self.path}: {error}"
+        return f"{self.path} is no longer the folder that the run began in"
 
     def prepare(self, config: Config, initial: "RunFolder | None" = None) -> None:
         """Make the folder, bring the corpus's tokenizer and write the config into it.
@@ -169,9 +194,17 @@ def write_status(folder: RunFolder, state: str, step: int, reason: str | None = 
 
     Args:
         state: running, finished, stopped (the same command goes on) or failed.
+
+    Where the disk refuses, a warning says so.
     """
     status = {"state": state, "step": step, "reason": reason, "time": time.time()}
-    _write_whole(folder.status_file, json.dumps(status) + "\n")
+    try:
+        if (absence := folder.absence()) is not None:
+            raise OSError(errno.ENOENT, absence)
+        _write_whole(folder.status_file, json.dumps(status) + "\n")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        logger.warning("%s: cannot be written: %s; the run is %s", folder.status_file, reason, state)
 
 
 def read_status(folder: RunFolder) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from ..data.mixture import Plan, Source
@@ -15,6 +14,8 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .config_file import dump_config, flatten_config
 from .model import Hybrid
+from .saved_facts import check_progress, config_tree
+from .yaml_text import read_yaml
 
 __all__ = ["CARRIED", "TrainState", "changed_keys", "empty_carried", "word_differences"]
 
@@ -130,8 +131,8 @@ def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any,
     Keys that a resumed run may change freely are left out.
 
     Raises:
-        UserError: another model, which no checkpoint can be loaded into, or an imported one, which has
-            nothing to go on with.
+        UserError: facts that no training wrote, another model, which no checkpoint can be loaded into, or
+            an imported one, which has nothing to go on with.
     """
     if "plan" not in checkpoint.manifest.facts:
         run = checkpoint.path.parent.parent
@@ -139,8 +140,9 @@ def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any,
             f"run.dir = {run} is an imported model, and no training to go on with; set checkpoint.init_from "
             f"= {run} and another run.dir"
         )
-    then = flatten_config(yaml.safe_load(checkpoint.manifest.facts["config"]))
-    now = flatten_config(yaml.safe_load(dump_config(config)))
+    then = flatten_config(config_tree(checkpoint))
+    check_progress(checkpoint)
+    now = flatten_config(read_yaml(dump_config(config)))
     changed = {
         key: (then.get(key), now.get(key))
         for key in sorted(then.keys() | now.keys())

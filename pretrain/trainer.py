@@ -78,6 +78,7 @@ class Trainer:
             keep_every=config.checkpoint.keep_every,
             background=config.checkpoint.async_,
             warn=logger.warning,
+            absence=self.folder.absence,
         )
         self._lock = self.folder.lock() if first else None
         sources, _ = open_blend(config.data.blend)
@@ -137,13 +138,21 @@ class Trainer:
             self._tell("failed")
             raise
         finally:
-            for callback in began:
-                callback.end(self)
-            self.close()
+            self._end(began)
         self.stopping.obeyed()
         finished = state.step >= config.train.steps
         self._tell("finished" if finished else "stopped")
         return finished
+
+    def _end(self, began: Sequence[Callback]) -> None:
+        try:
+            for callback in began:
+                callback.end(self)
+        except BaseException:
+            self._tell("failed")
+            raise
+        finally:
+            self.close()
 
     def _tell(self, state: str) -> None:
         if self.mesh.rank == 0:
@@ -191,13 +200,7 @@ class Trainer:
         }
 
     def _newest_checkpoint(self) -> Checkpoint | None:
-        newest = self.checkpoints.newest()
-        if newest is None and any(self.folder.checkpoints.glob("step-*")):
-            raise UserError(
-                f"{self.folder.checkpoints}: none of its checkpoints is whole, and a new run would bury "
-                "them; move the folder away to begin anew"
-            )
-        return newest
+        return self.checkpoints.newest_intact()
 
     def _loader(self) -> Loader:
         config, state = self.config, self.state

@@ -18,6 +18,9 @@ class Checkpointing(Callback):
     """A save that fails is reported at the next step and tried again at the next interval; only at the
     last step is it an error, since then nobody would try again."""
 
+    def start(self, trainer: "Trainer") -> None:
+        trainer.checkpoints.prepare(trainer.state.tensors())
+
     def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
         step, last = metrics["step"], metrics["step"] == trainer.last_step
         if step % trainer.config.checkpoint.every and not last:

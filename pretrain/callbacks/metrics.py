@@ -1,13 +1,17 @@
 """The run's record: a line of JSON a step, and TensorBoard."""
 
-import io
 import json
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...data.tokenizer import Tokenizer
 from ..config_file import dump_config
 from ..expert_load import draw_loads
 from ..generation import collect, decode
+from ..lasting_file import LastingFile
 from ..layer_metrics import layers_of
 from .base import Callback
 
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
     from ..trainer import Trainer
 
 __all__ = ["MetricsFile", "TensorBoard"]
+
+logger = logging.getLogger(__name__)
 
 TAGS = {
     "loss": "loss/training",
@@ -36,24 +42,20 @@ SAMPLE_TOKENS = 48
 
 
 class MetricsFile(Callback):
-    """Appends each step's metrics to metrics.jsonl, floats in full precision."""
+    """Appends each step's metrics to metrics.jsonl, floats in full precision; while the run's folder is away
+    they wait."""
 
-    _file: io.TextIOBase
+    _file: LastingFile | None = None
 
     def start(self, trainer: "Trainer") -> None:
-        path = trainer.folder.metrics_file
-        # A run that was killed while it wrote a line leaves a part of one.
-        cut = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self._file = path.open("a", encoding="utf-8")
-        if cut:
-            self._file.write("\n")
+        self._file = LastingFile(trainer.folder.metrics_file, trainer.folder.absence)
 
     def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
+        assert self._file is not None
+        self._file.append(json.dumps(metrics))
 
     def end(self, trainer: "Trainer") -> None:
-        if hasattr(self, "_file"):
+        if self._file is not None:
             self._file.close()
 
 
@@ -62,17 +64,50 @@ class TensorBoard(Callback):
     picture and a generated text."""
 
     _writer: "SummaryWriter | None" = None
+    _told = False
+    _refused: OSError | None = None
 
     def start(self, trainer: "Trainer") -> None:
+        self._writer = self._open(trainer)
+
+    def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
+        try:
+            if self._writer is None or not trainer.folder.tensorboard.is_dir():
+                if (absence := trainer.folder.absence()) is not None:
+                    raise OSError(absence)
+                self._close()
+                self._writer = self._open(trainer)
+            self._write(self._writer, trainer, metrics)
+            if self._refused is not None:
+                raise self._refused
+            self._told = False
+        except OSError as error:
+            self._close()
+            if not self._told:
+                logger.warning("%s: cannot be written: %s; tried again", trainer.folder.tensorboard, error)
+            self._told = True
+
+    def _open(self, trainer: "Trainer") -> "SummaryWriter":
         from torch.utils.tensorboard.writer import SummaryWriter
 
         # What lies beyond the step taken up again is of a life that ended; it would be drawn twice.
-        self._writer = SummaryWriter(str(trainer.folder.tensorboard), purge_step=trainer.state.step + 1)
-        self._writer.add_text("config", f"```yaml\n{dump_config(trainer.config)}\n```", trainer.state.step)
+        writer = SummaryWriter(str(trainer.folder.tensorboard), purge_step=trainer.state.step + 1)
+        self._refused = None
+        # Its thread writes; what the disk refuses there would end the thread with a traceback.
+        record: Any = writer.file_writer.event_writer._async_writer._writer  # pyright: ignore
+        for name in ("write", "flush", "close"):
+            setattr(record, name, partial(self._attempt, getattr(record, name)))
+        writer.add_text("config", f"```yaml\n{dump_config(trainer.config)}\n```", trainer.state.step)
+        return writer
 
-    def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
-        writer, step = self._writer, metrics["step"]
-        assert writer is not None
+    def _attempt(self, write: Callable[..., None], *args: Any) -> None:
+        try:
+            write(*args)
+        except OSError as error:
+            self._refused = error
+
+    def _write(self, writer: "SummaryWriter", trainer: "Trainer", metrics: dict[str, Any]) -> None:
+        step = metrics["step"]
         evaluated = "validation_loss" in metrics
         if evaluated or step % trainer.config.log.every == 0:
             for name, value in metrics.items():
@@ -95,8 +130,13 @@ class TensorBoard(Callback):
             writer.add_text("sample", f"```\n{_sample(trainer, tokenizer)}\n```", step)
 
     def end(self, trainer: "Trainer") -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._close()
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):
+                writer.close()
 
 
 def _sample(trainer: "Trainer", tokenizer: Tokenizer) -> str:

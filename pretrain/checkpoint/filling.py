@@ -14,7 +14,7 @@ from .index import StoredTensor, describe
 from .planning import PartLoadPlanner
 from .storage import RankFileReader
 
-__all__ = ["fill", "first_cause", "silence_single_process_warning"]
+__all__ = ["check_fits", "fill", "first_cause", "silence_single_process_warning"]
 
 
 def fill(
@@ -28,7 +28,7 @@ def fill(
     for name, tensor in tensors.items():
         if tensor.is_meta:
             raise ValueError(f"{name!r} is on the meta device and cannot be filled; materialise it first")
-    _check_fits(tensors, folder, index, partial)
+    check_fits(tensors, folder, index, partial)
     # Of what is asked for only: who reads a checkpoint tensor by tensor does not plan all of it each time.
     reader = RankFileReader(folder, {name: index[name] for name in tensors})
     silence_single_process_warning()
@@ -39,9 +39,17 @@ def fill(
         raise first_cause(error) from None
 
 
-def _check_fits(
+def check_fits(
     tensors: Mapping[str, Tensor], folder: Path, stored: Mapping[str, StoredTensor], partial: bool
 ) -> None:
+    """
+    Args:
+        tensors: to be filled; shape and dtype are all that is looked at.
+        stored: what the checkpoint in the folder holds.
+
+    Raises:
+        UserError: it has others, and, unless `partial`, more.
+    """
     missing = [name for name in tensors if name not in stored]
     unknown = [] if partial else [name for name in stored if name not in tensors]
     faults = []

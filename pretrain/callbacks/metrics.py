@@ -39,6 +39,7 @@ TAGS = {
 
 PROMPT = "def "
 SAMPLE_TOKENS = 48
+PROBE_BYTES = 1 << 16
 
 
 class MetricsFile(Callback):
@@ -90,6 +91,13 @@ class TensorBoard(Callback):
     def _open(self, trainer: "Trainer") -> "SummaryWriter":
         from torch.utils.tensorboard.writer import SummaryWriter
 
+        # The writer's own thread would be the first to hear that nothing can be written.
+        probe = trainer.folder.tensorboard / ".probe"
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
         # What lies beyond the step taken up again is of a life that ended; it would be drawn twice.
         writer = SummaryWriter(str(trainer.folder.tensorboard), purge_step=trainer.state.step + 1)
         self._refused = None

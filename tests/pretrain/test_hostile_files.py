@@ -34,7 +34,7 @@ from plait.pretrain.trainer import Trainer
 SECONDS, ROOM = 5.0, 400 << 20
 """Of the processor, and bytes of memory above what is taken already; a thread's stacks are within it."""
 
-COUNTS = [40, pytest.param(800, marks=pytest.mark.long)]
+COUNTS = [30, pytest.param(600, marks=pytest.mark.long)]
 """Drawn files of each kind."""
 
 VALUES: list[Any] = [

@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-torch.set_num_threads(2)
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,10 @@ def drawn(count: int) -> Callable[[Callable[[random.Random], None]], None]:
             deadline=None,
             database=None,
             derandomize=True,
-            suppress_health_check=tuple(hypothesis.HealthCheck),  # pyright: ignore,
+            suppress_health_check=[
+                hypothesis.HealthCheck.too_slow,
+                hypothesis.HealthCheck.large_base_example,
+            ],
         )
         @hypothesis.given(st.integers(0, 2**32))
         def run(seed: int) -> None:

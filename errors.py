@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 __all__ = ["UserError", "few"]
 
+LONGEST = 4000
+"""Characters of a message; what stands between its beginning and its end is left out."""
+
 
 class UserError(Exception):
     """A mistake that its maker can mend: a wrong key, a missing file, a tokenizer that does not fit.
@@ -14,7 +17,13 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        # What a file holds may stand in it: signs that steer a terminal, halves of characters, megabytes.
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+        if not line.isprintable():
+            line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        super().__init__(line)
 
 
 def few(items: Sequence[str], most: int = 3, between: str = ", ") -> str:

@@ -1,7 +1,6 @@
 """The manifest beside a corpus's shards: which tokenizer made them, what they hold, their checksums."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Literal, Self
 
@@ -9,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import UserError
+from .plain_file import parse_json, read_plain
 
 __all__ = [
     "MANIFEST",
@@ -23,6 +23,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 KIND = "plait corpus"
+MOST_BYTES = 256 << 20
 
 
 class Record(BaseModel):
@@ -97,7 +98,7 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     """
     path = Path(folder) / MANIFEST
     try:
-        tree = json.loads(path.read_bytes())
+        tree = parse_json(read_plain(path, most=MOST_BYTES))
     except FileNotFoundError:
         return None
     except ValueError:

@@ -3,7 +3,6 @@
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +15,7 @@ from ..pretrain.config_file import flatten_config
 from ..pretrain.metrics_file import read_metrics
 from ..pretrain.readable import readable_size
 from ..pretrain.run_folder import RunFolder
+from ..pretrain.saved_facts import config_tree
 from .whole_tables import plain_table, print_whole
 
 if TYPE_CHECKING:
@@ -144,10 +144,9 @@ def _losses(folder: RunFolder) -> dict[int, Any]:
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(str(checkpoint.manifest.facts.get("config", "")))
-    except yaml.YAMLError:
-        tree = None
-    return tree if isinstance(tree, dict) else {}
+        return config_tree(checkpoint)
+    except UserError:
+        return {}
 
 
 def _layout(checkpoint: Checkpoint) -> str | None:

@@ -1,10 +1,12 @@
 """A rank's process: its log, its last words, its end."""
 
 import logging
+import logging.handlers
 import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from .stop_signals import StopSignals
@@ -58,9 +60,22 @@ def is_launched() -> bool:
     return LAUNCHED in os.environ
 
 
+class _LastingLog(logging.handlers.WatchedFileHandler):
+    """A log whose folder may go away and come back; meanwhile it is silent, and the run goes on."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # What is not written here stands, where it matters, on the terminal.
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def log_to(file: Path) -> None:
     """Send the log to a file, and the first rank's warnings to the terminal too."""
-    record = logging.FileHandler(file, encoding="utf-8")
+    record = _LastingLog(file, encoding="utf-8")
     record.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.setLevel(logging.INFO)
     logger.handlers = [record]

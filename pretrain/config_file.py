@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -12,9 +11,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ..data.plain_file import read_plain
 from ..errors import UserError
 from .config import Config, ModelConfig
 from .stage_config import STAGE_KEYS
+from .yaml_text import read_yaml
 
 __all__ = [
     "config_keys",
@@ -29,21 +30,11 @@ __all__ = [
     "parse_model",
 ]
 
+MOST_BYTES = 64 << 20
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 
 
 TEXT_KEYS = ("run.dir", "model.pattern", "data.validation", "checkpoint.init_from")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as a string; here it is the number that everybody means."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -172,8 +163,8 @@ def _with_inherited_model(tree: dict[str, Any]) -> dict[str, Any]:
     if not path.is_dir():
         path = Path(source.rpartition("@")[0] or source)
     try:
-        inherited = yaml.load((path / "config.yaml").read_text(encoding="utf-8"), _Loader)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        inherited = read_yaml(_text_of(path / "config.yaml"))
+    except (OSError, yaml.YAMLError, ValueError):
         raise UserError(
             f"checkpoint.init_from = {source}: no run is here (it has no config.yaml that can be read); "
             "name the folder of a run or of an imported model"
@@ -198,8 +189,8 @@ def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in parents:
         raise UserError(f"{path}: includes itself; break the circle")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        tree = read_yaml(_text_of(path))
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not YAML: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
@@ -213,6 +204,10 @@ def _read(path: Path, parents: tuple[Path, ...]) -> dict[str, Any]:
             raise UserError(f"{path}: include = {name}: no such file beside it")
         merged = _merge(merged, _read(included, (*parents, path.resolve())))
     return _merge(merged, tree)
+
+
+def _text_of(path: Path) -> str:
+    return read_plain(path, most=MOST_BYTES).decode("utf-8")
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -245,7 +240,7 @@ def _value(key: str, text: str, override: str) -> Any:
     if key in TEXT_KEYS and text != "null" and text[:1] not in ("'", '"'):
         return text
     try:
-        return yaml.load(text, _Loader)
+        return read_yaml(text)
     except yaml.YAMLError:
         raise UserError(f"{override}: the value is not YAML; quote it") from None
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..data.atomic_folder import appearing_at_once
 from ..data.plan import Plan
 from ..errors import UserError
@@ -15,9 +13,10 @@ from .checkpoint.copying import copy_checkpoint
 from .config import Config
 from .config_file import differing_keys, dump_config, override_config, parse_config
 from .metrics_file import read_metrics
-from .named_checkpoints import find_checkpoint
+from .named_checkpoints import find_intact
 from .run_folder import RunFolder
 from .run_log import note
+from .saved_facts import config_tree
 from .train_state import changed_keys
 
 __all__ = ["Fork", "fork_run"]
@@ -52,13 +51,12 @@ def fork_run(reference: str, target: str | Path, overrides: Iterable[str] = ()) 
         UserError: no such run, step or key; a target that exists; an imported model; another model than the
             checkpoint's; samples left out that it has read.
     """
-    parent, checkpoint = find_checkpoint(reference)
+    parent, checkpoint = find_intact(reference)
     target = Path(target)
     if target.exists():
         raise UserError(f"{target}: is there already; name a new folder, or take it away")
     facts = checkpoint.manifest.facts
-    origin = f"{checkpoint.path}"
-    tree = yaml.safe_load(facts["config"])
+    tree, origin = config_tree(checkpoint), str(checkpoint.path)
     if "train" not in tree:
         raise UserError(
             f"{parent.path} is an imported model, and no training to go on with; begin one from it: "

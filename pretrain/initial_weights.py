@@ -4,19 +4,16 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import yaml
-from torch import Tensor
-
 from ..errors import UserError
-from ..parallel.placements import local, part
 from .checkpoint import Checkpoint
 from .config import Config, ModelConfig
 from .config_file import parse_model
 from .growing_vocabulary import ROWS_OF_VOCABULARY
-from .named_checkpoints import find_checkpoint
+from .loading import empty_on_meta
+from .named_checkpoints import find_intact
 from .pattern import LETTERS
 from .run_folder import RunFolder
+from .saved_facts import check_origin, config_tree
 from .train_state import CARRIED, TrainState, empty_carried, word_differences
 
 __all__ = ["InitialWeights", "find_initial_weights", "model_of"]
@@ -67,22 +64,11 @@ class InitialWeights:
     def load_into(self, state: TrainState) -> None:
         """Give a new run's state the weights, the routers' biases, what is only carried, and the origin."""
         weights = {name: t for name, t in state.tensors().items() if name.startswith("model.")}
-        stored = self.checkpoint.tensors
-        # In the dtype they were saved in, which need not be that of this run's parameters.
-        read: dict[str, Tensor] = {
-            name: torch.empty_like(tensor, dtype=stored[name].dtype) if name in stored else tensor
-            for name, tensor in weights.items()
-        }
         state.carried = empty_carried(self.checkpoint)
         carried = {CARRIED + name: tensor for name, tensor in state.carried.items()}
+        # The dtype they were saved in need not be that of this run's parameters.
         growing = ROWS_OF_VOCABULARY if self.grows else ()
-        self.checkpoint.load_into(read | carried, partial=True, growing=growing)
-        for name, tensor in weights.items():
-            if name in growing:
-                rows = _rows_within(tensor, stored[name].shape[0])
-                local(tensor)[:rows].copy_(local(read[name])[:rows])
-            else:
-                tensor.copy_(read[name])
+        self.checkpoint.convert_into(weights | carried, growing=growing)
         state.origin = _origin(self)
         logger.info("begun with the weights of %s", self)
 
@@ -91,16 +77,17 @@ def find_initial_weights(config: Config) -> InitialWeights | None:
     """What `checkpoint.init_from` names; None where it is not set.
 
     Raises:
-        UserError: no such run, no such step, or another model than the config's.
+        UserError: no such run, no such step, a damaged one, or another model than the config's.
     """
     name = config.checkpoint.init_from
     if name is None:
         return None
     try:
-        folder, checkpoint = find_checkpoint(name)
+        folder, checkpoint = find_intact(name, logger.warning)
     except UserError as error:
         raise UserError(f"checkpoint.init_from = {name}: {error}") from None
     initial = InitialWeights(name, folder, checkpoint, grows=config.checkpoint.grow_vocabulary)
+    empty_on_meta(model_of(checkpoint), checkpoint)
     initial.check_model(config.model)
     return initial
 
@@ -111,13 +98,8 @@ def model_of(checkpoint: Checkpoint) -> ModelConfig:
     Raises:
         UserError: the checkpoint does not describe one.
     """
-    return parse_model(yaml.safe_load(checkpoint.manifest.facts["config"]), str(checkpoint.path))
-
-
-def _rows_within(tensor: Tensor, end: int) -> int:
-    """How many rows of this rank's part lie before the whole's row `end`."""
-    held = part(tensor)[0]
-    return max(0, min(held.stop, end) - held.start)
+    check_origin(checkpoint)
+    return parse_model(config_tree(checkpoint), str(checkpoint.path))
 
 
 def _origin(initial: InitialWeights) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """A run's folder: where its config, metrics, logs, tokenizer and checkpoints lie."""
 
+import errno
 import fcntl
 import io
 import json
+import logging
 import os
 import socket
 import time
@@ -19,6 +21,7 @@ from .growing_vocabulary import check_first_ids
 
 __all__ = ["Holder", "RunFolder", "read_status", "write_status"]
 
+logger = logging.getLogger(__name__)
 
 LOCK_PATIENCE = 0.2
 """Seconds to wait for the lock: whoever only looks whether it is free has it for a moment."""
@@ -44,6 +47,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._locked: tuple[os.stat_result, str] | None = None
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run.dir = {self.path} is a file; choose another folder")
 
@@ -145,8 +149,10 @@ class RunFolder:
                     "choose another folder"
                 ) from None
         file.truncate(0)
-        file.write(f"{os.getpid()} {socket.gethostname()}\n")
+        holder = f"{os.getpid()} {socket.gethostname()}\n"
+        file.write(holder)
         file.flush()
+        self._locked = self.path.stat(), holder
         return file
 
     def holder(self) -> "Holder":
@@ -169,6 +175,24 @@ class RunFolder:
         if not held and host and host != socket.gethostname():
             held = None
         return Holder(held, int(pid) if pid.isdecimal() else None, host or None)
+
+    def absence(self) -> str | None:
+        """Why the path no longer leads to the folder that this process locked, as when a disk went away and
+        left its empty mount point; None where it does, or nothing was locked."""
+        if self._locked is None:
+            return None
+        status, holder = self._locked
+        try:
+            if os.path.samestat(status, self.path.stat()):
+                return None
+            # A disk that was mounted again may have another number.
+            if self.lock_file.read_text(encoding="utf-8") == holder:
+                return None
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            return f"{self.path}: {error}"
+        return f"{self.path} is no longer the folder that the run began in"
 
     def prepare(self, config: Config, initial: "RunFolder | None" = None) -> None:
         """Make the folder, bring the corpus's tokenizer and write the config into it.
@@ -221,13 +245,18 @@ def write_status(folder: RunFolder, state: str, step: int, reason: str | None = 
     Args:
         state: running (which counts as a start), finished, stopped (the same command goes on) or failed.
 
-    Raises:
-        OSError: it cannot be written.
+    Where the disk refuses, a warning says so.
     """
     starts = read_status(folder).get("starts")
     starts = (starts if isinstance(starts, int) else 0) + (state == "running")
     status = {"state": state, "step": step, "reason": reason, "starts": starts, "time": time.time()}
-    _write_whole(folder.status_file, json.dumps(status) + "\n")
+    try:
+        if (absence := folder.absence()) is not None:
+            raise OSError(errno.ENOENT, absence)
+        _write_whole(folder.status_file, json.dumps(status) + "\n")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        logger.warning("%s: cannot be written: %s; the run is %s", folder.status_file, reason, state)
 
 
 def read_status(folder: RunFolder) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 
 from ..data.plan import Plan
@@ -15,7 +14,9 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .config_file import dump_config, flatten_config
 from .model import Hybrid
+from .saved_facts import check_progress, config_tree
 from .stage_config import stage_number, tree_of_stage
+from .yaml_text import read_yaml
 
 __all__ = [
     "CARRIED",
@@ -148,8 +149,8 @@ def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any,
     Keys that a resumed run may change freely are left out.
 
     Raises:
-        UserError: another model, which no checkpoint can be loaded into, or an imported one, which has
-            nothing to go on with.
+        UserError: facts that no training wrote, another model, which no checkpoint can be loaded into, or
+            an imported one, which has nothing to go on with.
     """
     if "plan" not in checkpoint.manifest.facts:
         run = checkpoint.path.parent.parent
@@ -157,8 +158,15 @@ def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any,
             f"run.dir = {run} is an imported model, and no training to go on with; set checkpoint.init_from "
             f"= {run} and another run.dir"
         )
-    facts = checkpoint.manifest.facts
-    then, now = (_keys_at(text, int(facts["tokens"])) for text in (facts["config"], dump_config(config)))
+    check_progress(checkpoint)
+    tokens = checkpoint.manifest.facts["tokens"]
+    try:
+        then = _keys_at(config_tree(checkpoint), tokens)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{checkpoint.path}/manifest.json: its config is none; use another checkpoint"
+        ) from None
+    now = _keys_at(read_yaml(dump_config(config)), tokens)
     changed = {
         key: (then.get(key), now.get(key))
         for key in sorted(then.keys() | now.keys())
@@ -178,8 +186,7 @@ def changed_keys(checkpoint: Checkpoint, config: Config) -> dict[str, tuple[Any,
     return changed
 
 
-def _keys_at(text: str, tokens: int) -> dict[str, Any]:
-    tree = yaml.safe_load(text)
+def _keys_at(tree: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     stages = tree.get("stages", [])
     return flatten_config(tree_of_stage(tree, stage_number(stages, tokens))) | {"stages": stages}
 

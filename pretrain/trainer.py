@@ -88,6 +88,7 @@ class Trainer:
             keep_every=config.checkpoint.keep_every,
             background=config.checkpoint.async_,
             warn=logger.warning,
+            absence=self.folder.absence,
         )
         self._lock = self.folder.lock() if first else None
         # Of all stages, so that what a later one lacks shows at once.
@@ -188,10 +189,7 @@ class Trainer:
 
     def _tell(self, state: str, reason: str | None = None) -> None:
         if self.mesh.rank == 0:
-            try:
-                write_status(self.folder, state, self.state.step, reason)
-            except OSError as error:
-                logger.warning("%s: not written: %s", self.folder.status_file, error.strerror)
+            write_status(self.folder, state, self.state.step, reason)
 
     def close(self) -> None:
         """Let go of the run's folder; `run` does so at its end."""
@@ -236,13 +234,7 @@ class Trainer:
         }
 
     def _newest_checkpoint(self) -> Checkpoint | None:
-        newest = self.checkpoints.newest()
-        if newest is None and any(self.folder.checkpoints.glob("step-*")):
-            raise UserError(
-                f"{self.folder.checkpoints}: none of its checkpoints is whole, and a new run would bury "
-                "them; move the folder away to begin anew"
-            )
-        return newest
+        return self.checkpoints.newest_intact()
 
     def _stage_is_over(self) -> bool:
         return stage_number(self.config.stages, self.state.tokens) != self.stage

@@ -24,6 +24,7 @@ class Checkpointing(Callback):
             trainer.say(f"checkpoint saved: step {step}, {readable_size(size)} in {seconds:.1f} s")
 
         trainer.checkpoints.saved = say
+        trainer.checkpoints.prepare(trainer.state.tensors())
 
     def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
         step, last = metrics["step"], metrics["step"] == trainer.last_step

@@ -1,13 +1,10 @@
 """The run's record: a line of JSON a step, and TensorBoard."""
 
-import errno
-import io
 import json
 import logging
-import os
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +12,7 @@ from ...data.tokenizer import Tokenizer
 from ..config_file import dump_config
 from ..expert_load import draw_loads
 from ..generation import collect, decode
+from ..lasting_file import LastingFile
 from ..layer_metrics import layers_of
 from ..metrics_file import walk_back
 from .base import Callback
@@ -44,92 +42,97 @@ TAGS = {
 
 PROMPT = "def "
 SAMPLE_TOKENS = 48
+PROBE_BYTES = 1 << 16
 
 
 class MetricsFile(Callback):
-    """Appends each step's metrics to metrics.jsonl, floats in full precision.
+    """Appends each step's metrics to metrics.jsonl, floats in full precision; while the run's folder is away
+    they wait."""
 
-    Steps that the disk refuses are kept, and written after a later one, once it takes them again.
-    """
-
-    _file: io.FileIO | None = None
+    _file: LastingFile | None = None
 
     def start(self, trainer: "Trainer") -> None:
-        self._path = trainer.folder.metrics_file
-        self._unwritten = deque(_taken_up_at(trainer.state.step, self._path))
-        self._refused = False
-        self._write()
+        path = trainer.folder.metrics_file
+        again = _taken_up_at(trainer.state.step, path)
+        self._file = LastingFile(path, trainer.folder.absence)
+        for line in again:
+            self._file.append(line)
 
     def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
-        self._unwritten.append(json.dumps(metrics).encode() + b"\n")
-        self._write()
+        assert self._file is not None
+        self._file.append(json.dumps(metrics))
 
     def end(self, trainer: "Trainer") -> None:
         if self._file is not None:
             self._file.close()
 
-    def _write(self) -> None:
-        try:
-            if self._file is None:
-                self._file = _append_to(self._path)
-            while self._unwritten:
-                line = self._unwritten[0]
-                if self._file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self._unwritten.popleft()
-            self._refused = False
-        except OSError as error:
-            if not self._refused:
-                logger.warning("%s: not written: %s; kept for later", self._path, error.strerror)
-            self._refused = True
-            # Opened anew, since a mount that comes back has other files, and since a line may be cut short.
-            if self._file is not None:
-                self._file.close()
-                self._file = None
 
-
-def _taken_up_at(step: int, path: Path) -> list[bytes]:
+def _taken_up_at(step: int, path: Path) -> list[str]:
     """The line of this step once more, where a life that died has some beyond it, which that supersedes."""
     try:
         for count, (other, line) in enumerate(walk_back(path, path.stat().st_size)):
             if other <= step:
-                return [line + b"\n"] if other == step and count else []
+                return [line.decode()] if other == step and count else []
     except OSError:
         pass
     return []
 
 
-def _append_to(path: Path) -> io.FileIO:
-    file = path.open("ab+", buffering=0)
-    # A run that was killed while it wrote a line, or met a full disk, leaves a part of one.
-    if file.seek(0, io.SEEK_END):
-        file.seek(-1, io.SEEK_END)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
-    return file
-
-
 class TensorBoard(Callback):
     """Scalars at the log's interval, the config once; where the run is evaluated, the experts' loads as a
-    picture and a generated text. Once the disk has refused something, there is no more of it in this run."""
+    picture and a generated text. What the disk refuses is left out."""
 
     _writer: "SummaryWriter | None" = None
+    _told = False
+    _refused: OSError | None = None
 
     def start(self, trainer: "Trainer") -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        folder, step = trainer.folder.tensorboard, trainer.state.step
-        with self._surviving(folder):
-            # What lies beyond the step taken up again is of a life that ended; it would be drawn twice.
-            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-            self._writer.add_text("config", f"```yaml\n{dump_config(trainer.config)}\n```", step)
+        self._writer = self._open(trainer)
 
     def step(self, trainer: "Trainer", metrics: dict[str, Any]) -> None:
-        if self._writer is not None:
-            with self._surviving(trainer.folder.tensorboard):
-                self._record(self._writer, trainer, metrics)
+        try:
+            if self._writer is None or not trainer.folder.tensorboard.is_dir():
+                if (absence := trainer.folder.absence()) is not None:
+                    raise OSError(absence)
+                self._close()
+                self._writer = self._open(trainer)
+            self._write(self._writer, trainer, metrics)
+            if self._refused is not None:
+                raise self._refused
+            self._told = False
+        except OSError as error:
+            self._close()
+            if not self._told:
+                logger.warning("%s: cannot be written: %s; tried again", trainer.folder.tensorboard, error)
+            self._told = True
 
-    def _record(self, writer: "SummaryWriter", trainer: "Trainer", metrics: dict[str, Any]) -> None:
+    def _open(self, trainer: "Trainer") -> "SummaryWriter":
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        # The writer's own thread would be the first to hear that nothing can be written.
+        probe = trainer.folder.tensorboard / ".probe"
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
+        # What lies beyond the step taken up again is of a life that ended; it would be drawn twice.
+        writer = SummaryWriter(str(trainer.folder.tensorboard), purge_step=trainer.state.step + 1)
+        self._refused = None
+        # Its thread writes; what the disk refuses there would end the thread with a traceback.
+        record: Any = writer.file_writer.event_writer._async_writer._writer  # pyright: ignore
+        for name in ("write", "flush", "close"):
+            setattr(record, name, partial(self._attempt, getattr(record, name)))
+        writer.add_text("config", f"```yaml\n{dump_config(trainer.config)}\n```", trainer.state.step)
+        return writer
+
+    def _attempt(self, write: Callable[..., None], *args: Any) -> None:
+        try:
+            write(*args)
+        except OSError as error:
+            self._refused = error
+
+    def _write(self, writer: "SummaryWriter", trainer: "Trainer", metrics: dict[str, Any]) -> None:
         step = metrics["step"]
         evaluated = "validation_loss" in metrics
         if evaluated or step % trainer.config.log.every == 0:
@@ -153,17 +156,13 @@ class TensorBoard(Callback):
             writer.add_text("sample", f"```\n{_sample(trainer, tokenizer)}\n```", step)
 
     def end(self, trainer: "Trainer") -> None:
-        if self._writer is not None:
-            with self._surviving(trainer.folder.tensorboard):
-                self._writer.close()
+        self._close()
 
-    @contextmanager
-    def _surviving(self, folder: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            logger.warning("%s: not written: %s; left out until the next start", folder, error.strerror)
-            self._writer = None
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):
+                writer.close()
 
 
 def _sample(trainer: "Trainer", tokenizer: Tokenizer) -> str:

@@ -4,7 +4,8 @@ Read `saved.py` (one checkpoint on disk), `catalogue.py` (which ones a folder ho
 `checkpoints.py` (a run's, as it saves and finds them). Below them lie `storage.py` (torch's distributed
 checkpoint with raw bytes and JSON in the place of pickles), `index.py` (where each tensor lies),
 `manifest.py` (facts, sizes, checksums), `files.py` (what reaches the disk), `folders.py` (names, and what
-a crash leaves) and `staging.py` (copies that let training go on). `difference.py` compares two.
+a crash leaves) and `staging.py` (copies that let training go on). `intact.py` reads one before it is loaded,
+and `difference.py` compares two.
 """
 
 from typing import TYPE_CHECKING, Any

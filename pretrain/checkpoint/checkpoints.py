@@ -27,10 +27,12 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 
+from ...errors import UserError
 from .catalogue import in_order, print_warning, superfluous, survey, whole_checkpoints
 from .files import CheckpointError, check_free_space, not_written
 from .filling import first_cause, silence_single_process_warning
 from .folders import folder_name, publish, remove, temporary_name, tidy
+from .intact import from_first_rank, newest_intact
 from .manifest import write_manifest
 from .planning import PartSavePlanner
 from .saved import Checkpoint
@@ -62,6 +64,7 @@ class Checkpoints:
         keep_every: int | None = None,
         background: bool = False,
         warn: Callable[[str], None] | None = None,
+        absence: Callable[[], str | None] = lambda: None,
     ) -> None:
         """
         Args:
@@ -72,6 +75,8 @@ class Checkpoints:
                 the next save, and a thread writes them.
             warn: is told, in one line, of checkpoints that are skipped because they are not whole;
                 None prints to standard error.
+            absence: on rank 0, why the folder is not to be written into, such as that its disk went away;
+                None where it is.
         """
         if keep is not None and keep < 1:
             raise ValueError(f"keep = {keep}: the newest checkpoint always stays; keep at least 1")
@@ -82,11 +87,21 @@ class Checkpoints:
         self.keep_every = keep_every
         self.background = background
         self._warn = warn or print_warning
+        self.absence = absence
         self._warned: set[str] = set()
         self._group: dist.ProcessGroup | None = None
         self._staging = Staging()
         self._thread: threading.Thread | None = None
+        self._preparing: threading.Thread | None = None
         self._failure: BaseException | None = None
+
+    def prepare(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set memory aside for the copies that saving in the background makes, beside what is computed
+        meanwhile: touched for the first time by a save, it would hold that one up."""
+        if self.background:
+            local = {name: local_part(name, tensor) for name, tensor in tensors.items()}
+            self._preparing = threading.Thread(target=self._staging.reserve, args=(local,), name="staging")
+            self._preparing.start()
 
     def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Save a checkpoint, replacing one of the same step; then delete those beyond `keep`.
@@ -117,6 +132,9 @@ class Checkpoints:
         if not self.background:
             self._write(step, dict(tensors), local, facts)
             return
+        if self._preparing is not None:
+            self._preparing.join()
+            self._preparing = None
         local = self._staging.copy(local)
         # Not a daemon: a process that ends waits for it.
         self._thread = threading.Thread(
@@ -153,6 +171,21 @@ class Checkpoints:
         """The whole checkpoint that was saved last, or None."""
         found = self.all()
         return found[-1] if found else None
+
+    def newest_intact(self) -> Checkpoint | None:
+        """The one that was saved last of those whose every byte is as it was written, the same on every
+        rank, which all call this; None where there are none at all. See `intact.py`.
+
+        Raises:
+            UserError: there are some, and none is intact.
+        """
+        newest = newest_intact(self.folder, self._warn_once)
+        if newest is None and from_first_rank(lambda: any(self.folder.glob("step-*"))):
+            raise UserError(
+                f"{self.folder}: none of its checkpoints is whole, and a new run would bury them; move the "
+                "folder away to begin anew"
+            )
+        return newest
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
@@ -220,6 +253,8 @@ class _StepWriter(RankFileWriter):
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         folder = self._checkpoints.folder
+        if (reason := self._checkpoints.absence()) is not None:
+            raise not_written(folder / folder_name(self._step), reason, "bring it back")
         folder.mkdir(parents=True, exist_ok=True)
         tidy(folder)
         needed = planned_bytes(plans) + len(json.dumps(self._facts)) + MANIFEST_ROOM

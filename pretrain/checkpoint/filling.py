@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
 from ...errors import UserError, few
+from ...parallel.placements import local, part
 from .index import StoredTensor, describe
 from .planning import PartLoadPlanner
 from .storage import RankFileReader
 
-__all__ = ["fill", "first_cause", "silence_single_process_warning"]
+__all__ = ["check_fits", "convert", "fill", "first_cause", "silence_single_process_warning"]
 
 
 def fill(
@@ -32,7 +33,7 @@ def fill(
     for name, tensor in tensors.items():
         if tensor.is_meta:
             raise ValueError(f"{name!r} is on the meta device and cannot be filled; materialise it first")
-    _check_fits(tensors, folder, index, partial, growing)
+    check_fits(tensors, folder, index, partial, growing)
     # Of what is asked for only: who reads a checkpoint tensor by tensor does not plan all of it each time.
     reader = RankFileReader(folder, {name: index[name] for name in tensors})
     silence_single_process_warning()
@@ -43,13 +44,41 @@ def fill(
         raise first_cause(error) from None
 
 
-def _check_fits(
+def convert(
+    tensors: Mapping[str, Tensor], folder: Path, index: Mapping[str, StoredTensor], growing: Collection[str]
+) -> None:
+    """Fill tensors of any dtype in place; see `Checkpoint.convert_into`."""
+    other = {n for n, tensor in tensors.items() if n in index and index[n].dtype != tensor.dtype}
+    same = {name: tensor for name, tensor in tensors.items() if name not in other}
+    fill(same, folder, index, partial=True, growing=growing)
+    for name in other:
+        read = torch.empty_like(tensors[name], dtype=index[name].dtype)
+        fill({name: read}, folder, index, partial=True, growing=growing)
+        rows = _rows_within(read, index[name].shape[0]) if name in growing else None
+        local(tensors[name]).detach()[:rows].copy_(local(read)[:rows])
+
+
+def _rows_within(tensor: Tensor, end: int) -> int:
+    """How many rows of this rank's part lie before the whole's row `end`."""
+    held = part(tensor)[0]
+    return max(0, min(held.stop, end) - held.start)
+
+
+def check_fits(
     tensors: Mapping[str, Tensor],
     folder: Path,
     stored: Mapping[str, StoredTensor],
     partial: bool,
-    growing: Collection[str],
+    growing: Collection[str] = (),
 ) -> None:
+    """
+    Args:
+        tensors: to be filled; shape and dtype are all that is looked at.
+        stored: what the checkpoint in the folder holds.
+
+    Raises:
+        UserError: it has others, and, unless `partial`, more.
+    """
     missing = [name for name in tensors if name not in stored]
     unknown = [] if partial else [name for name in stored if name not in tensors]
     faults = []

@@ -9,11 +9,13 @@ A tensor's chunks tile it: each is a box at `offsets` of extent `sizes`, stored 
 `position` on. What is read is believed only after it was held against the files that are there.
 """
 
+import itertools
 import json
 import math
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ...data.plain_file import parse_json, read_plain
 from ...errors import UserError
 
 __all__ = [
@@ -39,6 +42,11 @@ RANK_FILE = re.compile(r"rank-[0-9]{5,9}\.bin", re.ASCII)
 ALIGNMENT = 64
 """Bytes; every chunk starts at a multiple of it, so that files can be mapped as arrays of any dtype."""
 FORMAT = 1
+MOST_ENTRY = 1024
+"""Bytes of the index that a chunk of a tensor takes, with a long name."""
+MOST_DIMS, MOST_CUT_DIMS = 8, 4
+MOST_CORNERS = 1 << 22
+"""Of all chunks of a tensor, counting the dims that are cut: those of two million parts along one."""
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -108,15 +116,21 @@ def read_index(folder: Path) -> dict[str, StoredTensor]:
     """
     path = folder / INDEX_FILE
     try:
-        tree = json.loads(path.read_bytes())
+        tree = parse_json(read_plain(path, most=_most_bytes(folder), follow=False))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; {REMEDY}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}; {REMEDY}") from None
     try:
         return _parse(tree, _file_size(folder))
     except ValueError as error:
         raise UserError(f"{path}: {error}; {REMEDY}") from None
+
+
+def _most_bytes(folder: Path) -> int:
+    """What the index can take: an entry for every `ALIGNMENT` bytes of the others, and empty ones."""
+    total = sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder))
+    return (64 << 20) + total // ALIGNMENT * MOST_ENTRY
 
 
 def _parse(tree: Any, file_size: Callable[[str], int]) -> dict[str, StoredTensor]:
@@ -178,19 +192,20 @@ def _check_tiling(shape: tuple[int, ...], chunks: list[Chunk]) -> None:
     boxes = [chunk for chunk in chunks if math.prod(chunk.sizes)]
     if len(boxes) < 2:
         return
-    # Sweep along the dim that is cut most often, comparing with the boxes still open there.
-    dim = max(range(len(shape)), key=lambda d: len({box.offsets[d] for box in boxes}))
-    open_boxes: list[Chunk] = []
-    for box in sorted(boxes, key=lambda b: b.offsets[dim]):
-        open_boxes = [b for b in open_boxes if b.offsets[dim] + b.sizes[dim] > box.offsets[dim]]
-        if any(_overlap(box, other) for other in open_boxes):
-            raise ValueError(f"the chunk at {box.offsets} overlaps another")
-        open_boxes.append(box)
-
-
-def _overlap(a: Chunk, b: Chunk) -> bool:
-    bounds = zip(a.offsets, a.sizes, b.offsets, b.sizes, strict=True)
-    return all(x < y + m and y < x + n for x, n, y, m in bounds)
+    dims = [d for d in range(len(shape)) if any(box.sizes[d] != shape[d] for box in boxes)]
+    if len(dims) > MOST_CUT_DIMS or len(boxes) << len(dims) > MOST_CORNERS:
+        raise ValueError(f"{len(boxes)} chunks, cut along {len(dims)} dims: more than can be checked")
+    # How often each point is covered is the sum, over corners before it, of their signs. So boxes tile the
+    # whole where all corners cancel out but those of the whole; no two boxes need be compared.
+    corners: Counter[tuple[int, ...]] = Counter()
+    for box in boxes:
+        sides = [((box.offsets[d], 1), (box.offsets[d] + box.sizes[d], -1)) for d in dims]
+        for corner in itertools.product(*sides):
+            corners[tuple(place for place, _ in corner)] += math.prod(sign for _, sign in corner)
+    for place, count in corners.items():
+        outer = all(place[i] in (0, shape[d]) for i, d in enumerate(dims))
+        if bool(count) != outer:
+            raise ValueError(f"a chunk overlaps another, at {place} along the dims {dims}")
 
 
 def _check_no_shared_bytes(tensors: Mapping[str, StoredTensor]) -> None:
@@ -232,6 +247,8 @@ def _field(entry: Any, key: str, kind: type[T]) -> T:
 
 def _sizes(entry: Any, key: str) -> tuple[int, ...]:
     values = _field(entry, key, list)
+    if len(values) > MOST_DIMS:
+        raise ValueError(f"{key} has {len(values)} dims; tensors here have at most {MOST_DIMS}")
     if any(type(value) is not int or not 0 <= value < 2**63 for value in values):
         raise ValueError(f"{key} = {repr(values)[:80]} are no sizes")
     return tuple(values)

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...data.plain_file import parse_json, read_plain
 from ...errors import UserError
 from .files import FileRecord, write_file
 
@@ -30,6 +32,8 @@ __all__ = [
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
+MOST_BYTES = 256 << 20
+"""Of `manifest.json`: room for a plan of some hundred thousand shards."""
 FILE = re.compile(r"metadata\.json|rank-[0-9]{5,9}\.bin", re.ASCII)
 
 
@@ -104,12 +108,13 @@ def parse_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        body = json.loads(path.read_bytes())
+        body = parse_json(read_plain(path, most=MOST_BYTES, follow=False))
+        sound = isinstance(body, dict) and body.pop("sha256", None) == _checksum(body)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; use another checkpoint") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}; use another checkpoint") from None
-    if not isinstance(body, dict) or body.pop("sha256", None) != _checksum(body):
+    if not sound:
         raise UserError(f"{path}: damaged: its checksum does not fit; use another checkpoint")
     if body.get("format") != FORMAT:
         raise UserError(
@@ -130,14 +135,14 @@ def parse_manifest(folder: Path) -> Manifest:
             # Earlier manifests do not say when.
             datetime.fromisoformat(body["saved"]) if "saved" in body else _modified(path),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OSError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError):
         raise UserError(f"{path}: not a manifest that plait wrote; use another checkpoint") from None
 
 
 def check_size(folder: Path, record: FileRecord) -> None:
     """
     Raises:
-        UserError: the file is none of a checkpoint, missing, or of another length.
+        UserError: the file is none of a checkpoint, missing, a link or the like, or of another length.
     """
     if not FILE.fullmatch(record.name):
         raise UserError(
@@ -145,11 +150,13 @@ def check_size(folder: Path, record: FileRecord) -> None:
         )
     path = folder / record.name
     try:
-        size = os.lstat(path).st_size
+        status = os.lstat(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; use another checkpoint") from None
-    if size != record.size:
-        raise UserError(f"{path}: has {size} of {record.size} bytes; use another checkpoint")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: no regular file; use another checkpoint")
+    if status.st_size != record.size:
+        raise UserError(f"{path}: has {status.st_size} of {record.size} bytes; use another checkpoint")
 
 
 def _modified(path: Path) -> datetime:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import UserError
-from .files import checksum
+from .files import FileRecord, checksum
 from .manifest import Manifest, check_size, parse_manifest, read_manifest
 
 if TYPE_CHECKING:
@@ -82,6 +82,28 @@ class Checkpoint:
 
         fill(tensors, self.path, self.tensors, partial=partial, growing=growing)
 
+    def convert_into(self, tensors: "Mapping[str, Tensor]", growing: Collection[str] = ()) -> None:
+        """Fill some of its tensors, as `load_into` does; they may have another dtype than those saved.
+
+        Those are read one at a time, so that no more than one is held beside its place.
+
+        Raises:
+            UserError: as `load_into`.
+        """
+        from .filling import convert
+
+        convert(tensors, self.path, self.tensors, growing)
+
+    def check_fits(self, tensors: "Mapping[str, Tensor]", partial: bool = False) -> None:
+        """Look whether `load_into` could fill them; they may be on the meta device.
+
+        Raises:
+            UserError: the checkpoint holds other names, shapes or dtypes.
+        """
+        from .filling import check_fits
+
+        check_fits(tensors, self.path, self.tensors, partial)
+
     def damages(self) -> Iterator[str]:
         """Read every byte; yields a line for each file that is missing, cut short or damaged."""
         try:
@@ -91,20 +113,9 @@ class Checkpoint:
             return
         intact = True
         for record in manifest.files.values():
-            path = self.path / record.name
-            try:
-                check_size(self.path, record)
-                if checksum(path) == record.sha256:
-                    continue
-                damage = (
-                    f"{path}: damaged: its checksum is not the one of manifest.json; use another checkpoint"
-                )
-            except UserError as error:
-                damage = str(error)
-            except OSError as error:
-                damage = f"{path}: {error.strerror}; use another checkpoint"
-            intact = False
-            yield damage
+            if (damage := self.damage_of(record)) is not None:
+                intact = False
+                yield damage
         if intact:
             from .index import read_index
 
@@ -112,6 +123,19 @@ class Checkpoint:
                 read_index(self.path)
             except UserError as error:
                 yield str(error)
+
+    def damage_of(self, record: FileRecord) -> str | None:
+        """Read a file that the manifest lists; a line where it is not as it was written."""
+        path = self.path / record.name
+        try:
+            check_size(self.path, record)
+            if checksum(path) == record.sha256:
+                return None
+        except UserError as error:
+            return str(error)
+        except OSError as error:
+            return f"{path}: {error.strerror}; use another checkpoint"
+        return f"{path}: damaged: its checksum is not the one of manifest.json; use another checkpoint"
 
     def verify(self) -> None:
         """Read every byte and compare with the checksums taken when it was written.

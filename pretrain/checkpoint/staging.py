@@ -1,6 +1,7 @@
 """This rank's parts of the tensors to be saved: as they are, or copied so that training may go on."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -35,13 +36,20 @@ class Staging:
         self._buffers: dict[str, Tensor] = {}
 
     @torch.no_grad()
+    def reserve(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take and touch the memory that `copy` of such tensors needs."""
+        # Where there is not so much, the save itself says so.
+        with suppress(RuntimeError, MemoryError):
+            for name, tensor in tensors.items():
+                self._buffers[name] = _buffer(tensor).zero_()
+
+    @torch.no_grad()
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         buffers, devices = {}, set()
         for name, tensor in tensors.items():
             buffer = self._buffers.get(name)
             if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-                pin = tensor.device.type == "cuda"
-                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin)
+                buffer = _buffer(tensor)
             buffers[name] = buffer.copy_(tensor, non_blocking=True)
             devices.add(tensor.device)
         for device in devices:
@@ -49,3 +57,7 @@ class Staging:
                 torch.cuda.current_stream(device).synchronize()
         self._buffers = buffers
         return buffers
+
+
+def _buffer(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")

@@ -114,7 +114,8 @@ class RankFileWriter(StorageWriter):
         return done
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        # Rank 0 has made it: on a machine whose disk went away nothing is to appear in the mount point.
+        self.folder.mkdir(exist_ok=True)
         spans = []
         path = self.folder / plan.storage_data
         with HashingFile(path) as file:

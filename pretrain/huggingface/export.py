@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from ...data.plan import Plan, open_sources
@@ -21,8 +20,9 @@ from ..initial_weights import model_of
 from ..loading import empty_model
 from ..metrics_file import read_metrics
 from ..model import Hybrid
-from ..named_checkpoints import choose_checkpoint
+from ..named_checkpoints import choose_intact
 from ..run_folder import RunFolder
+from ..saved_facts import config_tree
 from ..train_state import CARRIED, empty_carried
 from .card import Facts, model_card
 from .config import check_fits, config_json, generation_config_json, notes
@@ -85,9 +85,7 @@ def export_run(
         ExportError: transformers does not read what was written as what it was.
     """
     folder, out = RunFolder.open(run), Path(os.path.abspath(out))
-    checkpoint = choose_checkpoint(
-        folder, None if step is None else str(step), remedy="train on, then export"
-    )
+    checkpoint = choose_intact(folder, None if step is None else str(step), remedy="train on, then export")
     config, origin = model_of(checkpoint), Origin.from_facts(checkpoint.manifest.facts)
     check_fits(config)
     check_target(out)
@@ -201,7 +199,7 @@ def _texts(
 def _training(checkpoint: Checkpoint) -> Config | None:
     """The config of the training that made a checkpoint; None of an import's."""
     facts = checkpoint.manifest.facts
-    return parse_config(yaml.safe_load(facts["config"]), str(checkpoint.path)) if "plan" in facts else None
+    return parse_config(config_tree(checkpoint), str(checkpoint.path)) if "plan" in facts else None
 
 
 def _plan(facts: Mapping[str, Any]) -> Plan:

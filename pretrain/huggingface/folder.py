@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ...data.plain_file import parse_json, read_plain
 from ...errors import UserError
 
 __all__ = ["HeldTensor", "ModelFolder"]
@@ -22,6 +23,8 @@ __all__ = ["HeldTensor", "ModelFolder"]
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MOST_BYTES = 256 << 20
+"""Of config.json and of the index."""
 PICKLES = ("*.bin", "*.pt", "*.pth")
 
 DTYPES = {
@@ -104,10 +107,10 @@ class ModelFolder:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_bytes())
+        tree = parse_json(read_plain(path, most=MOST_BYTES))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; bring the whole folder") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise UserError(f"{path}: not JSON, perhaps cut off; download it again") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds {type(tree).__name__}, not an object of keys; download it again")

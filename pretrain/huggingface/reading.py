@@ -17,6 +17,12 @@ from .read_config import read_model_config
 
 __all__ = ["FolderModel", "read_model", "read_tokenizer"]
 
+MOST_LAYERS_LACKING = 256
+"""Layers beyond the number of tensors, which have to be missing; that so few are is said tensor by tensor."""
+
+MOST_EXPERTS = 2**18
+"""Of all layers; each has tensors of its own in a folder."""
+
 EMBEDDING, HEAD = "backbone.embeddings.weight", "lm_head.weight"
 
 
@@ -63,11 +69,21 @@ def _match(folder: ModelFolder, model: ModelConfig) -> Matching:
     config_file = folder.path / "config.json"
     experts = model.moe.num_experts if model.moe else 0
     rows = [tensor.shape[0] for tensor in folder.tensors.values() if tensor.shape]
+    if len(model.layers) > MOST_LAYERS_LACKING + len(folder.tensors):
+        # This and what follows: before a table of so many tensors is made.
+        raise UserError(
+            f"{config_file}: names {len(model.layers)} layers, and the files hold {len(folder.tensors)} "
+            "tensors; bring the config.json that belongs to these weights"
+        )
     if experts > max(rows, default=experts):
-        # Before a table of so many tensors is made.
         raise UserError(
             f"{config_file}: n_routed_experts = {experts}, and no tensor here has so many rows; "
             "bring the config.json that belongs to these weights"
+        )
+    if experts * model.layers.count("E") > MOST_EXPERTS:
+        raise UserError(
+            f"{config_file}: n_routed_experts = {experts} in {model.layers.count('E')} layers, more than "
+            f"{MOST_EXPERTS} together; bring the config.json that belongs to these weights"
         )
     try:
         entries = tensor_map(model)

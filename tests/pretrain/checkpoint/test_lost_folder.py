@@ -15,7 +15,8 @@ from plait.pretrain.callbacks import Checkpointing, MetricsFile, TensorBoard
 from plait.pretrain.callbacks.base import Callback
 from plait.pretrain.checkpoint import CheckpointError, Checkpoints
 from plait.pretrain.config_file import parse_config
-from plait.pretrain.run_folder import RunFolder, read_metrics, read_status
+from plait.pretrain.metrics_file import read_metrics
+from plait.pretrain.run_folder import RunFolder, read_status
 from plait.pretrain.trainer import Trainer
 
 

@@ -72,6 +72,10 @@ def show_checkpoint(folder: RunFolder, checkpoint: Checkpoint) -> None:
         if key == "plan" and isinstance(value, dict) and isinstance(value.get("stages"), list):
             count = len(value["stages"])
             value = f"{count} stage{'s' if count != 1 else ''}"
+        if key == "schedule" and isinstance(value, dict):
+            value = f"after step {value.get('step')}"
+        if key == "origin" and isinstance(value, dict):
+            value = _origin(value)
         if key not in ("config", "step"):
             facts[key.replace("_", " ")] = f"{value:,}" if type(value) is int else value
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
@@ -133,6 +137,17 @@ def show_difference(
         relative = f"{group.relative:.2e}" if group.farthest else "0"
         table.add_row(escape(name), f"{group.tensors:,}", f"{group.identical:,}", relative, *far)
     print_whole(console, table)
+
+
+def _origin(origin: dict[str, Any]) -> str:
+    """Where the weights come from, the last place first."""
+    imported, fork = origin.get("huggingface"), origin.get("fork")
+    parts = [f"forked from step {fork.get('step')} of {fork.get('run')}"] if isinstance(fork, dict) else []
+    if "run" in origin:
+        parts.append(f"begun with the weights of {origin['run']}")
+    if isinstance(imported, dict):
+        parts.append(f"imported from {imported.get('folder')}")
+    return "; ".join(parts)
 
 
 def _losses(folder: RunFolder) -> dict[int, Any]:

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["LastingFile"]
@@ -82,7 +83,8 @@ class LastingFile:
             if written != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            self._stream.truncate(size)
+            with suppress(OSError):
+                self._stream.truncate(size)
             raise
 
     def _is_open(self) -> bool:

@@ -172,7 +172,7 @@ class Trainer:
 
     def say(self, event: str) -> None:
         """Add a line to the run's log; called on every rank, or on the first alone."""
-        if self.mesh.rank == 0:
+        if self.mesh.rank == 0 and self.folder.absence() is None:
             note(self.folder.path, event)
 
     def _train_stage(self) -> None:

@@ -96,10 +96,10 @@ class TensorBoard(Callback):
                     raise OSError(absence)
                 self._close()
                 self._writer = self._open(trainer)
-            self._write(self._writer, trainer, metrics)
+            written = self._write(self._writer, trainer, metrics)
             if self._refused is not None:
                 raise self._refused
-            self._told = False
+            self._told = self._told and not written
         except OSError as error:
             self._close()
             if not self._told:
@@ -132,10 +132,12 @@ class TensorBoard(Callback):
         except OSError as error:
             self._refused = error
 
-    def _write(self, writer: "SummaryWriter", trainer: "Trainer", metrics: dict[str, Any]) -> None:
+    def _write(self, writer: "SummaryWriter", trainer: "Trainer", metrics: dict[str, Any]) -> bool:
+        """Whether the step is one of those that are written."""
         step = metrics["step"]
         evaluated = "validation_loss" in metrics
-        if evaluated or step % trainer.config.log.every == 0:
+        due = evaluated or step % trainer.config.log.every == 0
+        if due:
             for name, value in metrics.items():
                 if isinstance(value, list):
                     layers = layers_of(name, trainer.config.model)
@@ -154,6 +156,7 @@ class TensorBoard(Callback):
         alone = trainer.mesh.world_size == 1
         if evaluated and alone and (tokenizer := trainer.folder.tokenizer()):
             writer.add_text("sample", f"```\n{_sample(trainer, tokenizer)}\n```", step)
+        return due
 
     def end(self, trainer: "Trainer") -> None:
         self._close()

@@ -187,7 +187,7 @@ class Chaos:
     def _go_on(self, row: Row, began: float, *, restart: bool) -> None:
         """All ranks are dead: what is there is what it must go on from."""
         scene = self.scene
-        steps, whole = scene.steps(), self._intact()
+        steps, starts, whole = scene.steps(), len(scene.starts()), self._intact()
         row.before, expected = steps[-1], whole[-1].step
         # One save may have been under way, in which training goes on; and what was harmed is lost.
         if row.before - expected >= (2 + len(self.harmed)) * EVERY:
@@ -197,9 +197,10 @@ class Chaos:
             restart = True
         if restart:
             scene.start()
-        scene.wait_until(lambda: len(scene.steps()) > len(steps))
+        scene.wait_until(lambda: len(scene.starts()) > starts)
+        row.resumed = scene.starts()[starts]
+        scene.wait_until(lambda: any(step > row.resumed for step in scene.steps()[len(steps) :]))
         row.seconds = time.time() - began
-        row.resumed = scene.steps()[len(steps)] - 1
         if row.resumed != expected:
             row.faults.append(f"step {expected} was the newest intact checkpoint")
         self._check_others(row)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -141,6 +142,12 @@ class Scene:
         file = self.run / "metrics.jsonl"
         text = file.read_text() if file.exists() else ""
         return [json.loads(line)["step"] for line in text.splitlines() if line.endswith("}")]
+
+    def starts(self) -> list[int]:
+        """The steps that the run was taken up at, by its log."""
+        file = self.run / "run.log"
+        text = file.read_text() if file.exists() else ""
+        return [int(step) for step in re.findall(r"  started: .*; steps (\d+) to ", text)]
 
     def checkpoints(self) -> list[Checkpoint]:
         """Those that are whole by their sizes, the newest last."""

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from chaos import KINDS, run
 
-EVENTS = [("rename", "one rank"), ("between commands", "missing"), ("evaluation", "all ranks")]
+EVENTS = [("rename", "one rank"), ("between commands", "a bit flipped")]
 
 
 def test_a_disturbed_run_ends_as_one_that_nobody_disturbed(tmp_path):

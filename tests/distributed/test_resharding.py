@@ -63,6 +63,8 @@ FURTHER = {
     "from six": ({"sp": 3, "tp": 2, "ep": 2}, {}, {}),
 }
 
+QUICK = ("the same in another manner", "from six")
+
 
 @pytest.fixture(scope="module")
 def page():
@@ -78,7 +80,9 @@ def test_a_covering_dozen(saved_runs, tree, tmp_path, saved, resumed):
     check_pair(saved_runs, tree, tmp_path, "float64", saved, resumed)
 
 
-@pytest.mark.parametrize("case", FURTHER)
+@pytest.mark.parametrize(
+    "case", [*FURTHER][:1] + [pytest.param(case, marks=pytest.mark.long) for case in [*FURTHER][1:]]
+)
 def test_further_pairs(saved_runs, tree, tmp_path, case):
     saved, resumed, manner = FURTHER[case]
     check(saved_runs, tree, tmp_path, "float64", saved, resumed, manner)

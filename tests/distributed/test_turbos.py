@@ -54,22 +54,22 @@ def test_it_trains_as_on_one_rank(ranks, one_rank, turbos):
 
 
 def test_it_resumes_and_exports(ranks, one_rank, turbos, tmp_path):
-    whole = ranks("resuming", turbos(), run_dir=tmp_path / "whole")
+    whole = ranks("resuming", turbos(), run_dir=tmp_path / "whole", seed=0)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000004")
-    again = ranks("resuming", turbos(), run_dir=tmp_path / "cut")
+    again = ranks("resuming", turbos(), run_dir=tmp_path / "cut", seed=0)
     for rank, before in zip(again, whole, strict=True):
         assert rank["resumed_from"] == 2
         assert rank["steps"] == before["steps"][2:]
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000004")
-    alone = one_rank.run("resuming", turbos(sp=1), run_dir=tmp_path / "cut")
+    alone = one_rank.run("resuming", turbos(sp=1), run_dir=tmp_path / "cut", seed=0)
     assert max(differences(alone["steps"], whole[0]["steps"][2:]).values()) <= 1e-9
     with pytest.raises(UserError, match=r"rope_theta|qk_norm|swiglu"):
         export_run(tmp_path / "whole", tmp_path / "hf")
 
 
 def test_it_exports_where_nemotron_h_knows_its_layers(ranks, turbos, tmp_path):
-    ranks("resuming", turbos(FITS | {"train.dtype": "float32"}), run_dir=tmp_path / "run")
+    ranks("resuming", turbos(FITS | {"train.dtype": "float32"}), run_dir=tmp_path / "run", seed=0)
     exported = export_run(tmp_path / "run", tmp_path / "hf")
     assert exported is not None
     assert (tmp_path / "hf" / "config.json").exists()

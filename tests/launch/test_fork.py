@@ -77,6 +77,9 @@ def test_a_fork_without_changes_goes_on_to_the_bit(parent, plait, tmp_path):
     assert numbers(new) == numbers(parent)
     facts = Checkpoints(new / "checkpoints").newest().manifest.facts
     assert facts["origin"] == {"fork": {"run": str(parent), "step": 4}}
+    said = " ".join(plait("checkpoint", "show", new)[1].split())
+    assert f"origin forked from step 4 of {parent}" in said
+    assert "schedule after step 0" in said
     assert {path: path.read_bytes() for path in parent.rglob("*") if path.is_file()} == before
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from plait.errors import UserError
-from plait.pretrain import trainer as trainer_module
+from plait.pretrain import run_folder
 from plait.pretrain.callbacks import Callback, Checkpointing, Evaluation, RunLog
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.run_folder import read_status
@@ -16,12 +16,6 @@ from plait.pretrain.run_log import last_note, note
 from plait.pretrain.trainer import Trainer
 
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d  "
-
-
-@pytest.fixture(autouse=True)
-def _no_timing(monkeypatch):
-    """What MFU is measured against is timed for half a second a run."""
-    monkeypatch.setattr(trainer_module, "peak_flops", lambda device, dtype: 1e12)
 
 
 def events(folder: Path) -> list[str]:
@@ -112,12 +106,16 @@ def test_a_disk_that_takes_nothing_does_not_end_a_run(tiny, monkeypatch, caplog)
     folder.mkdir()
     (folder / "run.log").symlink_to("/dev/full")
 
-    def refuse(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write_whole = run_folder._write_whole
 
-    monkeypatch.setattr(trainer_module, "write_status", refuse)
+    def refuse(path, text):
+        if path.name == "status.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_whole(path, text)
+
+    monkeypatch.setattr(run_folder, "_write_whole", refuse)
     assert live(tiny, steps=4).state.step == 4
-    assert f"{folder}/status.json: not written: No space left on device" in caplog.text
+    assert f"{folder}/status.json: cannot be written: No space left on device; the run is" in caplog.text
 
 
 def test_notes(tmp_path):

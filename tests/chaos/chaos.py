@@ -198,8 +198,8 @@ class Chaos:
         if restart:
             scene.start()
         scene.wait_until(lambda: len(scene.starts()) > starts)
-        row.resumed = scene.starts()[starts]
-        scene.wait_until(lambda: any(step > row.resumed for step in scene.steps()[len(steps) :]))
+        row.resumed = resumed = scene.starts()[starts]
+        scene.wait_until(lambda: any(step > resumed for step in scene.steps()[len(steps) :]))
         row.seconds = time.time() - began
         if row.resumed != expected:
             row.faults.append(f"step {expected} was the newest intact checkpoint")

@@ -9,7 +9,7 @@ import yaml
 
 from plait.launch.cli import main
 from plait.pretrain.callbacks import Checkpointing, MetricsFile
-from plait.pretrain.checkpoint import Checkpoints
+from plait.pretrain.checkpoint import Checkpoint, Checkpoints
 from plait.pretrain.config_file import load_config, parse_config
 from plait.pretrain.metrics_file import read_metrics
 from plait.pretrain.run_folder import RunFolder
@@ -29,6 +29,12 @@ def numbers(folder) -> list[dict]:
         {key: value for key, value in record.items() if key not in CLOCKS}
         for record in read_metrics(RunFolder(folder).metrics_file)
     ]
+
+
+def newest_of(folder) -> Checkpoint:
+    newest = Checkpoints(folder / "checkpoints").newest()
+    assert newest is not None
+    return newest
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def test_a_fork_without_changes_goes_on_to_the_bit(parent, plait, tmp_path):
     trainer = train(load_config(new / "config.yaml"))
     assert trainer.resumed_from == 4
     assert numbers(new) == numbers(parent)
-    facts = Checkpoints(new / "checkpoints").newest().manifest.facts
+    facts = newest_of(new).manifest.facts
     assert facts["origin"] == {"fork": {"run": str(parent), "step": 4}}
     said = " ".join(plait("checkpoint", "show", new)[1].split())
     assert f"origin forked from step 4 of {parent}" in said
@@ -101,7 +107,7 @@ def test_what_spoils_a_run_is_left_out_in_a_fork(parent, plait, tmp_path):
     ours, theirs = numbers(new), numbers(parent)
     assert ours[:5] == theirs[:5]
     assert ours[5]["loss"] != theirs[5]["loss"]
-    state = Checkpoints(new / "checkpoints").newest().manifest.facts
+    state = newest_of(new).manifest.facts
     assert (state["samples"], state["tokens"]) == (18, 8 * 60)
 
 
@@ -113,7 +119,7 @@ def test_a_pruned_parent_leaves_its_fork_whole(parent, plait, tmp_path):
     linked = new / "checkpoints" / "step-00000008" / "rank-00000.bin"
     assert linked.stat().st_nlink == 2
     shutil.rmtree(copy)
-    newest = Checkpoints(new / "checkpoints").newest()
+    newest = newest_of(new)
     assert newest.step == 8
     newest.verify()
 
@@ -125,7 +131,7 @@ def test_where_the_disk_has_no_links_files_are_copied(parent, plait, tmp_path, m
     monkeypatch.setattr("os.link", refuse)
     new = tmp_path / "new"
     assert plait("fork", f"{parent}@8", new)[0] == 0
-    newest = Checkpoints(new / "checkpoints").newest()
+    newest = newest_of(new)
     assert (newest.path / "rank-00000.bin").stat().st_nlink == 1
     newest.verify()
 

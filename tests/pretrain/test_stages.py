@@ -201,7 +201,9 @@ def test_samples_are_left_out_and_the_plan_says_so(tree, tmp_path):
     assert (again.state.samples, again.state.tokens) == (27, 440)
     assert again.state.plan.left_out == ((3, 7), (10, 11))
     assert whole.state.samples == 28
-    facts = again.checkpoints.newest().manifest.facts
+    newest = again.checkpoints.newest()
+    assert newest is not None
+    facts = newest.manifest.facts
     assert Plan.from_json(json.loads(json.dumps(facts["plan"]))) == again.state.plan
 
 

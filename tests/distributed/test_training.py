@@ -3,6 +3,7 @@
 import pytest
 from agreement import assert_same_steps
 from layouts import EXPERTS, LAYOUTS, PRODUCTS, name
+from pool import ranks_of
 
 from plait.data.plan import Plan, open_blend
 from plait.data.window import batch
@@ -13,7 +14,15 @@ TOLERANCE = 1e-9
 STEPS = 3
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, *EXPERTS], ids=name)
+QUICK = [
+    layout
+    for layout in (*LAYOUTS, *EXPERTS)
+    if ranks_of({"parallel": layout}) < 8 or layout.get("state_exchange") == "scan"
+]
+"""Eight ranks take as long as all others: test_experts.py has them for gradients, `make test-long` for steps."""
+
+
+@pytest.mark.parametrize("layout", QUICK, ids=name)
 def test_three_steps(ranks, one_rank, tree, layout):
     config = tree(**layout)
     assert_same_steps(

@@ -19,7 +19,7 @@ QUICK = [
     for layout in (*LAYOUTS, *EXPERTS)
     if ranks_of({"parallel": layout}) < 8 or layout.get("state_exchange") == "scan"
 ]
-"""Eight ranks take as long as all others: test_experts.py has them for gradients, `make test-long` for steps."""
+"""Eight ranks take as long as all others: test_experts.py has their gradients, `make test-long` their steps."""
 
 
 @pytest.mark.parametrize("layout", QUICK, ids=name)

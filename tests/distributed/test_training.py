@@ -19,7 +19,8 @@ QUICK = [
     for layout in (*LAYOUTS, *EXPERTS)
     if ranks_of({"parallel": layout}) < 8 or layout.get("state_exchange") == "scan"
 ]
-"""Eight ranks take as long as all others: test_experts.py has their gradients, `make test-long` their steps."""
+"""Without most of eight ranks, which take as long as all others: test_experts.py has their gradients, and
+`make test-long` their steps."""
 
 
 @pytest.mark.parametrize("layout", QUICK, ids=name)

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.trainer import Trainer
@@ -14,11 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _small(one_thread):
+    """The models are so small that a second thread only costs."""
 
 
 @pytest.fixture

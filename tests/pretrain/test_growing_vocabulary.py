@@ -68,13 +68,7 @@ def add_pieces(model):
         piece.piece, piece.type, piece.score = f"grow{'n' * number}", model.pieces[0].USER_DEFINED, 0.0
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The model is so small that a second thread only costs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start(tree, tmp_path):

@@ -16,14 +16,7 @@ from plait.pretrain.config_file import parse_config
 from plait.pretrain.loading import load_run
 from plait.pretrain.trainer import Trainer
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The models are so small that a second thread only costs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def flip(path: Path) -> str:

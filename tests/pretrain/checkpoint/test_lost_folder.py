@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from plait.launch.rank_process import log_to
 from plait.pretrain.callbacks import Checkpointing, MetricsFile, TensorBoard
@@ -19,14 +18,7 @@ from plait.pretrain.metrics_file import read_metrics
 from plait.pretrain.run_folder import RunFolder, read_status
 from plait.pretrain.trainer import Trainer
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The models are so small that a second thread only costs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class At(Callback):

@@ -23,12 +23,8 @@ SaveRun = Callable[..., tuple[Path, Hybrid]]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _small(one_thread):
     """The models are so small that a second thread only costs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import typer
 from ..errors import UserError
 from . import (
     checkpoint_commands,
+    cluster_commands,
     config_commands,
     data_commands,
     evaluate_command,
@@ -36,6 +37,7 @@ app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
 app.command()(train_commands.train)
 app.add_typer(launch_commands.app, name="launch")
+app.add_typer(cluster_commands.job_app, name="job", hidden=True)
 app.command()(runs_command.runs)
 app.command()(train_commands.plot)
 app.add_typer(checkpoint_commands.app, name="checkpoint")

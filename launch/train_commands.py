@@ -38,13 +38,15 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
         TensorBoard,
     )
     from ..pretrain.config_file import load_config
+    from ..pretrain.fallback_layout import config_for
     from ..pretrain.ranks import device_of
-    from ..pretrain.run_folder import RunFolder
+    from ..pretrain.run_folder import RunFolder, mistakes_told
     from ..pretrain.run_log import FAILED
     from ..pretrain.trainer import Trainer
     from .lives import begin_under_torchrun
 
-    settings = load_config(config, overrides or ())
+    asked = load_config(config, overrides or ())
+    settings = config_for(asked, int(os.environ.get("WORLD_SIZE", "1")))
     device = device_of(settings)
     folder = RunFolder(settings.run.dir)
     folder.make()
@@ -57,7 +59,7 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
         spent = begin_under_torchrun(folder, settings.launch.max_restarts)
     console = Console(highlight=False, quiet=rank() > 0)
     timeout = settings.parallel.timeout
-    with Watchdog(timeout, log, launched=is_launched()) as watchdog:
+    with Watchdog(timeout, log, launched=is_launched()) as watchdog, mistakes_told(folder):
         if "RANK" in os.environ:
             start_processes(device, timeout)
         watchdog.beat("the processes' start")
@@ -66,7 +68,7 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
             callbacks += [MetricsFile(), *([TensorBoard()] if settings.log.tensorboard else [])]
             callbacks += [RunLog(), Progress(console)]
         callbacks += [Checkpointing(), Heartbeat(watchdog, "the callbacks of ")]
-        trainer = Trainer(settings, callbacks, lambda: signals.asked)
+        trainer = Trainer(settings, callbacks, lambda: signals.asked, written=asked)
         trainer.stopping.spent(spent)
         try:
             finished = trainer.run()
@@ -78,10 +80,14 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
         stop_processes()
     step, steps, reason = trainer.state.step, settings.train.steps, trainer.stopping.reason
     if finished:
-        console.print(f"[bold green]finished[/] at step {step}; everything is in {folder.path}")
+        console.print(
+            f"[bold green]finished[/] at step {step}; everything is in {folder.path}", soft_wrap=True
+        )
     else:
         why = f": {reason}" if reason else ""
-        console.print(f"[yellow]stopped[/] at step {step} of {steps}{why}; the same command goes on")
+        console.print(
+            f"[yellow]stopped[/] at step {step} of {steps}{why}; the same command goes on", soft_wrap=True
+        )
     # torchrun would take any other status for a failure, and start the ranks anew.
     if reason and not finished and "RANK" not in os.environ:
         raise typer.Exit(STOPPED)

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from ..parallel.axes import LAYOUT, num_ranks
 from .config_section import Blend, Coefficient, Count, Duration, Rate, Schedule, Section, SequenceLength
+from .fallback_layout import FallbackLayout, with_layout
 from .layout import check_layout
 from .model_config import AttentionConfig, MambaConfig, MLPConfig, ModelConfig, MoEConfig
 from .stage_config import StageConfig, stage_number, tree_of_stage
@@ -21,6 +22,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "FallbackLayout",
     "LaunchConfig",
     "LogConfig",
     "MLPConfig",
@@ -206,6 +208,9 @@ class LaunchConfig(Section):
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How often in a row a run whose ranks died is started again without a newer checkpoint; one that comes
     gives all of them back."""
+    fallback_layouts: Annotated[tuple[FallbackLayout, ...], Field(strict=False)] = ()
+    """Layouts in whose place `parallel` is taken where fewer ranks are to be had, the first that fits; the
+    batch and the numbers stay."""
 
 
 class Config(Section):
@@ -255,6 +260,24 @@ class Config(Section):
                 f"optim.decay_steps = {optim.decay_steps} and optim.warmup_steps = {optim.warmup_steps} "
                 f"together exceed train.steps = {train.steps}; lower one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_fallback_layouts(self) -> Self:
+        taken = {self.parallel.ranks: "parallel"}
+        for index, layout in enumerate(self.launch.fallback_layouts):
+            key = f"launch.fallback_layouts.{index}"
+            if layout.ranks in taken:
+                raise ValueError(
+                    f"{key} has {layout.ranks} ranks, as {taken[layout.ranks]} has, and would never be "
+                    "taken; leave one of them out"
+                )
+            taken[layout.ranks] = key
+            try:
+                with_layout(self, layout)
+            except ValidationError as error:
+                detail = error.errors(include_url=False)[0]
+                raise ValueError(f"{key}: {detail.get('ctx', {}).get('error', detail['msg'])}") from None
         return self
 
     @model_validator(mode="after")

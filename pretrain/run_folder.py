@@ -8,6 +8,8 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from .config import Config
 from .config_file import dump_config, load_config
 from .growing_vocabulary import check_first_ids
 
-__all__ = ["Holder", "RunFolder", "read_status", "write_status"]
+__all__ = ["Holder", "RunFolder", "mistakes_told", "read_status", "write_status"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,10 @@ class RunFolder:
 
     def log_file(self, rank: int) -> Path:
         return self.path / "logs" / f"rank-{rank:05d}.log"
+
+    def job_log(self, number: int) -> Path:
+        """What a job on a cluster prints."""
+        return self.path / "logs" / f"slurm-{number}.log"
 
     def config(self) -> Config:
         return load_config(self.config_file)
@@ -239,17 +245,22 @@ class RunFolder:
             theirs.save_into(self.path)
 
 
-def write_status(folder: RunFolder, state: str, step: int, reason: str | None = None) -> None:
+def write_status(
+    folder: RunFolder, state: str, step: int, reason: str | None = None, *, mistake: bool = False
+) -> None:
     """Say how a run stands, for who looks at its folder, and how often it was started.
 
     Args:
         state: running (which counts as a start), finished, stopped (the same command goes on) or failed.
+        mistake: it failed of a `UserError`, which the same command would meet again.
 
     Where the disk refuses, a warning says so.
     """
     starts = read_status(folder).get("starts")
     starts = (starts if isinstance(starts, int) else 0) + (state == "running")
     status = {"state": state, "step": step, "reason": reason, "starts": starts, "time": time.time()}
+    if mistake:
+        status["mistake"] = True
     try:
         if (absence := folder.absence()) is not None:
             raise OSError(errno.ENOENT, absence)
@@ -257,6 +268,17 @@ def write_status(folder: RunFolder, state: str, step: int, reason: str | None = 
     except OSError as error:
         reason = error.strerror or str(error)
         logger.warning("%s: cannot be written: %s; the run is %s", folder.status_file, reason, state)
+
+
+@contextmanager
+def mistakes_told(folder: RunFolder) -> Iterator[None]:
+    """Let the run's status say so where any of its ranks meets a `UserError`: every further life would."""
+    try:
+        yield
+    except UserError as error:
+        step = read_status(folder).get("step")
+        write_status(folder, "failed", step if isinstance(step, int) else 0, str(error), mistake=True)
+        raise
 
 
 def read_status(folder: RunFolder) -> dict[str, Any]:

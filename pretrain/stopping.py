@@ -53,9 +53,16 @@ class Stopping:
             name = self._signalled()
             self.reason = f"{name} asked for it" if name else "a signal to another rank asked for it"
         elif there:
-            self.reason = "a file named stop in its folder asked for it"
+            self.reason = "a file named stop in its folder asked for it" + self._words()
         elif late:
             self.reason = "train.time_limit is reached"
+
+    def _words(self) -> str:
+        """What stands in the file, which says who made it."""
+        with suppress(OSError):
+            if self._file is not None and (text := self._file.read_text(errors="replace")[:200].strip()):
+                return f" ({' '.join(text.split())})"
+        return ""
 
     def obeyed(self) -> None:
         """Take the file away, so that the same command goes on."""

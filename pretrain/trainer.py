@@ -51,6 +51,10 @@ class Trainer:
     Making one opens the data, builds the model and, where the run's folder holds a checkpoint, takes
     it up from the newest whole one; else `checkpoint.init_from` may name where it begins.
 
+    Args:
+        signalled: whether a signal asked to stop, and which.
+        written: what the folder's config.yaml says, if not `config`: that is in the layout that could be had.
+
     Attributes:
         state: model, optimizer and counters; what a checkpoint holds.
         config: as it was given.
@@ -70,6 +74,7 @@ class Trainer:
         config: Config,
         callbacks: Sequence[Callback] = (),
         signalled: Callable[[], str | None] = lambda: None,
+        written: Config | None = None,
     ) -> None:
         self.config, self.callbacks = config, list(callbacks)
         self.present = config.at(0)
@@ -99,7 +104,7 @@ class Trainer:
             check_stages_reached(config)
         initial = None if newest else find_initial_weights(config)
         if first:
-            self.folder.prepare(config, initial.folder if initial else None)
+            self.folder.prepare(written or config, initial.folder if initial else None)
         model = build_model(
             config.model,
             seed=config.run.seed,

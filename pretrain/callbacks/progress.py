@@ -37,17 +37,19 @@ class Progress(Callback):
         self.console.print(
             f"[bold]{trainer.folder.path}[/]  {name}, {readable_count(parameters)} parameters, "
             f"{config.train.dtype} on {trainer.device.type}, "
-            f"{present.train.batch_size} x {present.data.seq_len} tokens a step"
+            f"{present.train.batch_size} x {present.data.seq_len} tokens a step",
+            soft_wrap=True,
         )
         if trainer.mesh.world_size > 1:
             self.console.print(_layout(trainer.mesh), soft_wrap=True)
         if trainer.resumed_from is not None:
             self.console.print(
                 f"[green]resumed[/] from the checkpoint of step {trainer.resumed_from} "
-                f"({readable_count(state.samples)} sequences read)"
+                f"({readable_count(state.samples)} sequences read)",
+                soft_wrap=True,
             )
         if trainer.begun_from is not None:
-            self.console.print(f"[green]begun[/] with the weights of {trainer.begun_from}")
+            self.console.print(f"[green]begun[/] with the weights of {trainer.begun_from}", soft_wrap=True)
         if self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=8, transient=True)
             self._live.start()

@@ -6,11 +6,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
-.PHONY: help install demo test test-long chaos check format clean
+# Debian's: a real Slurm to test on, and a linter of shell scripts.
+PACKAGES := slurmd slurmctld slurm-client munge shellcheck
+
+.PHONY: help install demo test test-long packages chaos check format clean
 help:
 	@echo "make demo     the whole chain on two cores: text, shards, training, resume, export, generation"
 	@echo "make test     the tests"
 	@echo "make test-long  every layout for longer and in all dtypes, thousands of drawn ones; half an hour"
+	@echo "make packages  Debian packages (as root) without which the tests on a real Slurm are skipped"
 	@echo "make chaos    a small run killed at 20 moments, starved of disk, robbed of files; SEED=n draws others"
 	@echo "make check    formatting, lint, types, import floors"
 	@echo "make format   let ruff format and mend what it can"
@@ -37,6 +41,10 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
+
+packages:
+	apt-get update -qq
+	apt-get install -qq -y --no-install-recommends $(PACKAGES)
 
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py --seed $(or $(SEED),0) --write

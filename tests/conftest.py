@@ -68,3 +68,10 @@ def tiny(corpus, tmp_path) -> dict:
         log: {{every: 4, tensorboard: false}}
         evaluate: {{every: 6, batches: 2}}
     """)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say aloud what a lack of other programs has left untested."""
+    skipped = {report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])}
+    for reason in sorted(reason for reason in skipped if "was tested here" in reason):
+        terminalreporter.write_line(f"NOT TESTED: {reason.removeprefix('Skipped: ')}", yellow=True, bold=True)

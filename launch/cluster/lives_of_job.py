@@ -61,7 +61,8 @@ def begin_life(
         layout = (
             "" if start.fallback is None else f", fallback layout {describe_layout(start.fallback.sizes)}"
         )
-        note(run, f"job {job}: {start.nodes * start.ranks_a_node} ranks on {','.join(chosen)}{layout}")
+        ranks = start.nodes * start.ranks_a_node
+        note(run, f"job {job}: {ranks} rank{'s' if ranks > 1 else ''} on {','.join(chosen)}{layout}")
     _write(run, job, life)
     return start.nodes, start.ranks_a_node, chosen
 
@@ -94,7 +95,8 @@ def end_life(run: Path, job: str) -> tuple[int, str]:
     if life.restarts > most:
         return (
             1,
-            f"no progress beyond {life.place} after {most} restart(s), which is launch.max_restarts; {why}",
+            f"no progress beyond {life.place} after {most} restart{'s' if most > 1 else ''}, which is "
+            f"launch.max_restarts; {why}",
         )
     _write(run, job, life)
     line = f"{why}; going on from {life.place} (restart {life.restarts} of {most})"

@@ -175,6 +175,19 @@ def test_the_layout_says_how_many_ranks_and_they_get_the_resolved_config(local, 
     assert math.prod(config["parallel"][axis] for axis in ("dp_replicate", "dp_shard", "sp", "tp")) == 4
 
 
+def test_fewer_ranks_than_the_layout_has_take_the_first_that_fits(local):
+    layouts = "launch.fallback_layouts=[{sp: 2}, {}]"
+    status, err, launched = local("parallel.dp_shard=2", "parallel.sp=2", layouts, "--gpus-per-node", "3")
+    ((config, ranks, *_),) = launched
+    # The ranks find their layout by their number.
+    assert (status, err, ranks, config["parallel"]["dp_shard"]) == (0, "", 2, 2)
+    status, err, launched = local(
+        "parallel.sp=4", "launch.fallback_layouts=[{tp: 2}]", "--gpus-per-node", "1"
+    )
+    assert (status, len(launched)) == (2, 1)
+    assert err.startswith("plait: error: 1 node of 1 does not hold the 4 ranks of parallel (sp 4)")
+
+
 MISTAKES = {
     "a misspelt key": ("parallel.dp=2", "parallel.dp=2: parallel.dp is not a key"),
     "a GPU that is not there": ("train.device=cuda", "train.device = cuda but torch sees no GPU here"),

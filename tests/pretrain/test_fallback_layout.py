@@ -29,14 +29,18 @@ def test_the_first_that_fits_takes_its_place_and_the_batch_stays(config):
     assert four.parallel.sizes == {"dp_replicate": 1, "dp_shard": 2, "sp": 2, "tp": 1, "ep": 2}
     assert four.train == config.train
     two = config_for(config, 2)
-    assert (two.parallel.ranks, two.train.micro_batch_size, two.train.activation_checkpointing) == (2, 1, True)
+    assert (two.parallel.ranks, two.train.micro_batch_size, two.train.activation_checkpointing) == (
+        2,
+        1,
+        True,
+    )
     assert two.train.batch_size == config.train.batch_size
 
 
 def test_no_other_number_of_ranks_is_started(config):
     line = (
-        r"3 ranks were started, but parallel asks for 8 \(dp_shard 4 x sp 2\) and launch.fallback_layouts for 4 "
-        r"\(dp_shard 2 x sp 2, ep 2\); 2 \(sp 2\); start as many"
+        r"3 ranks were started, but parallel asks for 8 \(dp_shard 4 x sp 2\) and launch.fallback_layouts "
+        r"for 4 \(dp_shard 2 x sp 2, ep 2\); 2 \(sp 2\); start as many"
     )
     with pytest.raises(UserError, match=line):
         config_for(config, 3)

@@ -20,12 +20,13 @@ from plait.pretrain.standing import standing_of
 
 PATIENCE = 180.0
 
+NO_SLURM = "nothing of plait on Slurm was tested here: "
+
 
 @pytest.fixture(scope="session")
-def private_cluster(tmp_path_factory, request):
+def private_cluster():
     if (reason := missing()) is not None:
-        request.config.stash.setdefault(LOUD, []).append(reason)
-        pytest.skip(f"no Slurm: {reason}")
+        pytest.skip(f"{NO_SLURM}{reason}")
     # Not in the folder of the tests: a socket's path must be short.
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder:
         found = PrivateCluster(Path(folder))
@@ -105,13 +106,3 @@ def config(tiny, tmp_path) -> Path:
     file = tmp_path / "c.yaml"
     file.write_text(yaml.dump(tiny))
     return file
-
-
-LOUD = pytest.StashKey[list[str]]()
-
-
-def pytest_terminal_summary(terminalreporter, config) -> None:
-    for reason in config.stash.get(LOUD, []):
-        terminalreporter.write_line(
-            f"NOT TESTED: nothing of plait on Slurm was tested here: {reason}", yellow=True, bold=True
-        )

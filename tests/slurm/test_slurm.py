@@ -88,7 +88,7 @@ def test_a_run_is_stopped_requeued_and_falls_back_to_one_node(plait, run, config
     run.wait_for_end()
     assert run.state == "COMPLETED"
     log = (run.folder / "run.log").read_text()
-    assert f"job {run.job}-2: 1 ranks on n1, fallback layout one rank" in log
+    assert f"job {run.job}-2: 1 rank on n1, fallback layout one rank" in log
     assert "finished: step 60 of 60" in log
     # What the folder says of the run is what was asked for.
     assert yaml.safe_load((run.folder / "config.yaml").read_text())["parallel"]["sp"] == 2

@@ -36,8 +36,9 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
+# Two processes: much of a test's time is ranks that start and wait for each other.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long

@@ -70,9 +70,6 @@ def slurm(
         typer.echo(f"# {shlex.join(prepared.command)}\n\n{prepared.script}")
         typer.echo(f"# {prepared.launch / 'config.yaml'}\n\n{dump_config(prepared.config)}", nl=False)
         return
-    from ..pretrain.run_checks import check_run
-
-    check_run(prepared.config)
     jobs = submit(prepared)
     what = f"job {jobs[0]}" if len(jobs) == 1 else f"jobs {jobs[0]} to {jobs[-1]}, one after the other"
     run = config_folder(prepared.run)

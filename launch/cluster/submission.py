@@ -127,10 +127,10 @@ def freeze(prepared: Prepared) -> None:
 
 
 def submit(prepared: Prepared) -> list[int]:
-    """Freeze it and put it into the queue; returns the jobs' numbers.
+    """Check it against data and checkpoints, freeze it, put it into the queue; returns the jobs' numbers.
 
     Raises:
-        UserError: a job of the run is in the queue, or Slurm refuses.
+        UserError: a job of the run is in the queue, the run would end at its start, or Slurm refuses.
     """
     waiting = slurm.jobs_in_queue(numbers_of(prepared.run))
     if waiting:
@@ -138,6 +138,7 @@ def submit(prepared: Prepared) -> list[int]:
             f"{prepared.run}: its job {waiting[0].number} is {waiting[0].state.lower()}; wait for it, or "
             f"`plait launch cancel {prepared.run}`"
         )
+    check_run(prepared.config)
     freeze(prepared)
     script = str(launch_folder(prepared.run) / SCRIPT)
     jobs: list[int] = []

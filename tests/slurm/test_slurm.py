@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Submitted
+from submitted import Submitted
 
 from plait.launch.cli import main
 from plait.pretrain.config_file import parse_config

@@ -12,6 +12,7 @@ from . import (
     checkpoint_commands,
     config_commands,
     data_commands,
+    doctor_commands,
     evaluate_command,
     export_command,
     fork_command,
@@ -36,6 +37,8 @@ app.add_typer(data_commands.app, name="data")
 app.add_typer(config_commands.app, name="config")
 app.command()(train_commands.train)
 app.add_typer(launch_commands.app, name="launch")
+app.command(hidden=True)(doctor_commands.selftest)
+app.command(hidden=True)(doctor_commands.judge)
 app.command()(runs_command.runs)
 app.command()(train_commands.plot)
 app.add_typer(checkpoint_commands.app, name="checkpoint")

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 
 import typer
 
+from . import doctor_commands
 from .config_commands import ConfigArgument, OverridesArgument
 from .rank_process import STOPPED
 
@@ -48,3 +49,6 @@ def local(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     if status == 0 and ended.get("state") == "stopped" and ended.get("reason"):
         status = STOPPED
     raise typer.Exit(status)
+
+
+app.command()(doctor_commands.doctor)

@@ -142,9 +142,12 @@ def doctor(
             names = [*report.names, *[None] * of][:of]
             names = [name or f"place {number}" for number, name in enumerate(names)]
             names[0] = report.node
-            _await_reports(into, names, report.session, patience)
+            _await_reports(into, report, patience)
             reports = read_reports(into, names)
-    verdict = judge_reports(reports, limits)
+    verdict = judge_reports(reports, limits, report.session)
+    if place > 0 and report.session is None:
+        verdict.bad.setdefault(report.node, []).append(f"unreachable: {report.meeting_failed}")
+        verdict.good.clear()
     if RunFolder(folder).config_file.is_file() and place == 0:
         note(folder, verdict.summary)
     if as_json:
@@ -168,7 +171,7 @@ def _test(
     device: str,
     patience: float,
 ) -> "Report":
-    from .selftest.node import Node, test_node
+    from .selftest.node import Node, examine
 
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device = {device} is none; choose auto, cpu or cuda")
@@ -179,17 +182,18 @@ def _test(
     if of > 1 and not (meet.rpartition(":")[0] and meet.rpartition(":")[2].isdecimal()):
         raise UserError(f"--meet = {meet!r} is no HOST:PORT; name the node at place 0 and a free port there")
     name = name or os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    return test_node(Node(name, run, place, of, meet, ranks, device, patience), folder)
+    return examine(Node(name, run, place, of, meet, ranks, device, patience), folder)
 
 
-def _await_reports(folder: Path, names: list[str], session: str | None, patience: float) -> None:
-    """Wait until all who were at the meeting are done; they began about when this one did."""
+def _await_reports(folder: Path, host: "Report", patience: float) -> None:
+    """Wait until all who came to the meeting are through; they began about when this one did."""
     from .selftest.report import DONE, Report, read_reports
 
+    came = [name for name in host.names if name]
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        there = [one for one in read_reports(folder, names).values() if isinstance(one, Report)]
-        if all(one.phase == DONE for one in there if one.session == session):
+        found = read_reports(folder, came).values()
+        if all(isinstance(one, Report) and (one.session, one.phase) == (host.session, DONE) for one in found):
             return
         time.sleep(POLL_SECONDS)
 

@@ -23,7 +23,7 @@ __all__ = ["BURSTS", "Burst", "Speeds", "bursts", "measure_disk", "speeds"]
 
 BURSTS = 7
 
-MOST_BURSTS = 20
+MOST_BURSTS = 14
 """Of a processor that others use too."""
 
 UNDISTURBED = 0.9

@@ -21,7 +21,7 @@ from .measurements import measure_disk
 from .report import DONE, Clock, Device, Disk, Link, Report, write_report
 from .versions import versions
 
-__all__ = ["Node", "test_node"]
+__all__ = ["Node", "examine"]
 
 MODULE = "plait.launch.selftest.device_process"
 
@@ -102,7 +102,7 @@ class _Process:
         self._told.put((self.index, None))
 
 
-def test_node(node: Node, folder: Path) -> Report:
+def examine(node: Node, folder: Path) -> Report:
     """Test this node; its report lies in `folder` from the start on.
 
     Raises:
@@ -141,14 +141,15 @@ def _devices(node: Node, report: Report, deadline: float) -> tuple[str, int]:
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as err:
         process = _start("gpus", err)
         try:
-            out, _ = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            process.wait(timeout=max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             raise _Trouble("no answer when the GPUs were counted") from None
         if process.returncode:
             err.seek(0)
             raise _Trouble((err.read().strip().splitlines() or ["the GPUs could not be counted"])[-1])
-    found = json.loads(out)
+    assert process.stdout is not None
+    found = json.loads(process.stdout.read())
     report.versions |= found["versions"]
     gpus = found["devices"]
     if not gpus and node.device == "auto":

@@ -63,20 +63,25 @@ class _Sum:
     failed: str | None = None
 
 
-def judge(reports: Mapping[str, Report | str], limits: Limits | None = None) -> Verdict:
+def judge(
+    reports: Mapping[str, Report | str], limits: Limits | None = None, session: str | None = None
+) -> Verdict:
     """Judge nodes by their reports.
 
     Args:
         reports: in the order of the nodes; of a node without one, why there is none.
+        session: of the meeting that counts; by default that of the node at place 0.
     """
     limits = limits or Limits()
     bad: dict[str, list[str]] = {node: [] for node in reports}
     whole: dict[str, Report] = {}
-    host = next((one for one in reports.values() if isinstance(one, Report) and one.place == 0), None)
+    if session is None:
+        there = [one for one in reports.values() if isinstance(one, Report) and one.place == 0]
+        session = there[0].session if there else None
     for node, report in reports.items():
         if isinstance(report, str):
             bad[node].append(report)
-        elif report.session is not None and (host is None or report.session != host.session):
+        elif report.session not in (None, session):
             bad[node].append("missing: its report is of another self-test")
         else:
             whole[node] = report

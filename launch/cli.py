@@ -13,6 +13,7 @@ from . import (
     cluster_commands,
     config_commands,
     data_commands,
+    doctor_commands,
     evaluate_command,
     export_command,
     fork_command,
@@ -38,6 +39,8 @@ app.add_typer(config_commands.app, name="config")
 app.command()(train_commands.train)
 app.add_typer(launch_commands.app, name="launch")
 app.add_typer(cluster_commands.job_app, name="job", hidden=True)
+app.command(hidden=True)(doctor_commands.selftest)
+app.command(hidden=True)(doctor_commands.judge)
 app.command()(runs_command.runs)
 app.command()(train_commands.plot)
 app.add_typer(checkpoint_commands.app, name="checkpoint")

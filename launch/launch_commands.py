@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import cluster_commands
+from . import cluster_commands, doctor_commands
 from .config_commands import ConfigArgument, OverridesArgument
 from .rank_process import STOPPED
 
@@ -101,3 +101,4 @@ app.command()(cluster_commands.status)
 app.command()(cluster_commands.logs)
 app.command()(cluster_commands.cancel)
 app.command()(cluster_commands.show)
+app.command()(doctor_commands.doctor)

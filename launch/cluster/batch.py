@@ -7,19 +7,20 @@ from pathlib import Path
 import jinja2
 
 from ...errors import UserError
-from ...pretrain.config import Config
 from .settings import ClusterSettings
 
-__all__ = ["TEMPLATE", "batch_script"]
+__all__ = ["TEMPLATE", "batch_script", "request"]
 
 TEMPLATE = Path(__file__).with_name("batch.sh.jinja")
 
 
-def batch_script(settings: ClusterSettings, config: Config, run: Path) -> str:
+def batch_script(settings: ClusterSettings, run: Path, *, gpus: bool) -> str:
     """The script that a job runs.
 
     Args:
+        settings: with `gpus_per_node` resolved.
         run: the run's folder, absolute.
+        gpus: whether the ranks have GPUs.
 
     Raises:
         UserError: the user's template cannot be read or used.
@@ -35,7 +36,7 @@ def batch_script(settings: ClusterSettings, config: Config, run: Path) -> str:
     environment.filters["quoted"] = shlex.quote
     try:
         template = environment.from_string(path.read_text(encoding="utf-8"))
-        return template.render(**_values(settings, config, run))
+        return template.render(**_values(settings, run, gpus))
     except (OSError, ValueError) as error:
         raise UserError(f"--template = {path}: cannot be read: {error}") from None
     except jinja2.TemplateError as error:
@@ -43,7 +44,7 @@ def batch_script(settings: ClusterSettings, config: Config, run: Path) -> str:
         raise UserError(f"--template = {path}: {error.message}{line}") from None
 
 
-def _values(settings: ClusterSettings, config: Config, run: Path) -> dict[str, object]:
+def _values(settings: ClusterSettings, run: Path, gpus: bool) -> dict[str, object]:
     """What a template may use."""
     room = settings.gpus_per_node
     assert room is not None, "submission has resolved it"
@@ -57,22 +58,22 @@ def _values(settings: ClusterSettings, config: Config, run: Path) -> dict[str, o
         "name": run.name,
         "log": f"{run}/logs/slurm-%j.log",
         "python": sys.executable,
-        "gpus": config.train.device != "cpu",
+        "gpus": gpus,
         "node_range": f"{fewest}-{settings.nodes}" if fewest < settings.nodes else str(settings.nodes),
-        "options": _options(settings, config),
+        "options": request(settings, gpus=gpus),
         "signal_before": round(settings.signal_before),
         "container": container,
     }
 
 
-def _options(settings: ClusterSettings, config: Config) -> list[str]:
-    """Lines of #SBATCH that are there only where they were asked for."""
+def request(settings: ClusterSettings, *, gpus: bool) -> list[str]:
+    """Options of sbatch and srun that are there only where they were asked for."""
     options = [
         f"--{key}={value}"
         for key in ("partition", "account", "qos", "time", "constraint", "exclude")
         if (value := getattr(settings, key)) is not None
     ]
-    if config.train.device != "cpu":
+    if gpus:
         options.append(f"--gpus-per-node={settings.gpus_per_node}")
     if settings.cpus_per_rank is not None:
         options.append(f"--cpus-per-task={settings.cpus_per_rank * (settings.gpus_per_node or 1)}")

@@ -89,8 +89,8 @@ class ClusterSettings(Section):
     """Test every node before each start."""
     exclude_bad_nodes: bool = False
     """Start without nodes that fail the test, where `launch.fallback_layouts` or spare nodes allow it."""
-    slow: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    """A node that is slower than so much of the others' speed fails the test."""
+    slow: Annotated[float, Field(ge=0, lt=1)] = 0.75
+    """A node that is slower than so much of the others' speed fails the test; 0 asks nothing of its speed."""
     sbatch: Annotated[tuple[Line, ...], Field(strict=False)] = ()
     """More options of sbatch, a line each, such as --mail-type=END."""
 

@@ -102,7 +102,7 @@ def prepare(settings: ClusterSettings, config: Config) -> Prepared:
         raise UserError(f"--env-file = {settings.env_file}: no such file")
     if settings.container is not None and not Path(settings.container).exists():
         raise UserError(f"--container = {settings.container}: no such image")
-    return Prepared(settings, config, run, batch_script(settings, config, run))
+    return Prepared(settings, config, run, batch_script(settings, run, gpus=config.train.device != "cpu"))
 
 
 def freeze(prepared: Prepared) -> None:

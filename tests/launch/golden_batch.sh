@@ -24,10 +24,19 @@ room=2
 plait() { "$python" -m plait.launch "$@"; }
 say() { echo "plait: $(date +%FT%T) $*"; }
 
+# Where the nodes are, by Slurm's word: their names may not resolve among them. The job tells its nodes.
+: "${job_nodelist:=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)}"
+: "${job_addresses:=$(scontrol --oneliner show nodes "$SLURM_JOB_NODELIST" | sed -nE 's/^NodeName=(\S+) .*NodeAddr=(\S+) .*/\1=\2/p' | paste -sd' ' -)}"
+address_of() { tr ' ' '\n' <<<"$job_addresses" | sed -n "s/^$1=//p"; }
+# Jobs that share a node meet at ports of their own.
+port=$((20000 + SLURM_JOB_ID % 20000))
+: "${job_meet:=$(address_of "${job_nodelist%%,*}"):$port}"
+: "${job_ranks:=$room}"
+
 # On a node: settings, then what runs there. What the environment or the user's file sets already stays.
 on_node() {
     # The ranks of a node share its cores; torchrun would give each a single thread.
-    local threads=$(($(nproc) / ranks))
+    local threads=$(($(nproc) / job_ranks))
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}"
     # What rank 0 prints is in the log at once.
     export PYTHONUNBUFFERED=1
@@ -40,21 +49,19 @@ on_node() {
     # Of a node's networks, the one between ranks; without this NCCL and gloo may take the slow one.
     export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-ib0}"
     export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-ib0}"
-    # A node's own address, by Slurm's word: names may not resolve among nodes.
-    local address
-    address=$(tr ' ' '\n' <<<"$addresses" | sed -n "s/^$SLURMD_NODENAME=//p")
     case $1 in
     test)
-        exec "$python" -m plait.launch selftest "$2" --meet "$meet" --ranks "$room" --run "$run"
+        [ "$SLURM_NODEID" != 0 ] || echo "$job_nodelist" >"$2/nodes"
+        exec "$python" -m plait.launch selftest "$2" --meet "$job_meet" --ranks "$room" --run "$run"
         ;;
     train)
         # A life of the run ends with its first rank that fails; the job then decides what follows.
         local host=0
         [ "$SLURM_NODEID" != 0 ] || host=1
         exec "$python" -m torch.distributed.run \
-            --nnodes "$nodes" --nproc-per-node "$ranks" --max-restarts 0 --monitor-interval 1 \
-            --rdzv-backend c10d --rdzv-id "$life_id" --rdzv-endpoint "$meet" --rdzv-conf "is_host=$host" \
-            --local-addr "$address" -m plait.launch train "$launch/config.yaml"
+            --nnodes "$job_nodes" --nproc-per-node "$job_ranks" --max-restarts 0 --monitor-interval 1 \
+            --rdzv-backend c10d --rdzv-id "$job_life" --rdzv-endpoint "$job_meet" --rdzv-conf "is_host=$host" \
+            --local-addr "$(address_of "$SLURMD_NODENAME")" -m plait.launch train "$launch/config.yaml"
         ;;
     esac
 }
@@ -95,29 +102,25 @@ leave() {
     exit "$1"
 }
 
-nodelist=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd, -)
-addresses=$(scontrol --oneliner show nodes "$SLURM_JOB_NODELIST" | sed -nE 's/^NodeName=(\S+) .*NodeAddr=(\S+) .*/\1=\2/p' | paste -sd' ' -)
-# Jobs that share a node meet at ports of their own.
-port=$((20000 + SLURM_JOB_ID % 20000))
 job=$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}
-ranks=$room nodes=$SLURM_JOB_NUM_NODES life=0
-export addresses ranks nodes
-say "job $job on $nodelist"
+life=0
+export job_nodelist job_addresses
+say "job $job on $job_nodelist"
 
 while :; do
     life=$((life + 1))
-    life_id=$job-$life
-    good=$nodelist
-    meet=$(tr ' ' '\n' <<<"$addresses" | sed -n '1s/.*=//p'):$port
-    export life_id meet
-    reports=$launch/self-test/$life_id
+    job_life=$job-$life
+    good=$job_nodelist
+    export job_life
+    reports=$launch/self-test/$job_life
     mkdir -p "$reports"
     # A node that does not end its test is found by what it has not written.
+    unset job_meet job_ranks
     through srun --ntasks-per-node=1 --time=5 --kill-on-bad-exit=0 \
         "$launch/batch.sh" test "$reports" || say "the self-test did not end well"
     [ -z "$asked" ] || leave 75
     status=0
-    found=$(plait judge "$reports" --nodes "$nodelist" --run "$run" --slow 0.75 --names) || status=$?
+    found=$(plait judge "$reports" --nodes "$job_nodelist" --run "$run" --slow 0.75 --names) || status=$?
     echo "$found"
     good=${found##*$'\n'}
     if [ $status != 0 ]; then
@@ -127,10 +130,10 @@ while :; do
     status=0
     start=$(plait job begin "$run" --job "$job" --nodes "$good" --gpus-per-node "$room") || status=$?
     [ $status = 0 ] || leave "$((status == 3 ? 0 : status))"
-    read -r nodes ranks chosen <<<"$start"
-    meet=$(tr ' ' '\n' <<<"$addresses" | sed -n "s/^${chosen%%,*}=//p"):$port
-    export nodes ranks meet
-    through srun --nodes="$nodes" --ntasks-per-node=1 --nodelist="$chosen" --kill-on-bad-exit=1 \
+    read -r job_nodes job_ranks chosen <<<"$start"
+    job_meet=$(address_of "${chosen%%,*}"):$port
+    export job_nodes job_ranks job_meet
+    through srun --nodes="$job_nodes" --ntasks-per-node=1 --nodelist="$chosen" --kill-on-bad-exit=1 \
         "$launch/batch.sh" train || true
     status=0
     plait job end "$run" --job "$job" || status=$?
@@ -142,7 +145,7 @@ while :; do
     75) exit 0 ;;
     *)
         # Jobs that wait for this one would meet the same.
-        plait launch cancel "$run" --pending
+        plait launch cancel "$run" --pending || say "they are still in the queue"
         exit "$status"
         ;;
     esac

@@ -112,8 +112,11 @@ def test_a_node_that_comes_back_and_a_killed_rank(plait, run, config, tmp_path, 
 
 
 def test_cancel(plait, run, config):
-    plait("launch", "slurm", config, "--nodes", 2, "--no-self-test", "--chain", 2, "train.steps=100000")
+    # Nothing is asked of the nodes' speed: both are this machine.
+    options = ["--nodes", 2, "--slow", 0, "--chain", 2]
+    plait("launch", "slurm", config, *options, "train.steps=100000")
     run.wait_for_steps(2)
+    assert "self-test: n1, n2 are good" in (run.folder / "run.log").read_text()
     _, _, err = plait("launch", "slurm", config, "--nodes", 2)
     assert err.startswith(f"plait: error: {run.folder}: its job {run.job} is running; wait for it, or")
     _, out, _ = plait("launch", "cancel", run.folder)
@@ -139,6 +142,29 @@ def test_a_preempted_job_saves_and_goes_on(plait, run, config, tmp_path, one_thr
     run.wait_for_end()
     assert run.state == "COMPLETED"
     assert_undisturbed(run, config, tmp_path)
+
+
+@pytest.mark.long
+def test_a_sick_node_is_named_and_left_out(plait, run, config, tmp_path, one_thread):
+    sick = tmp_path / "env.sh"
+    sick.write_text('if [ "$SLURMD_NODENAME" = n2 ]; then exit 7; fi\n')
+    plait("launch", "slurm", config, "--nodes", 2, "--slow", 0, "--env-file", sick)
+    run.wait_for_end()
+    assert run.state == "FAILED"
+    assert "n2" in (run.folder / "run.log").read_text().splitlines()[-1]
+    options = ["--min-nodes", 1, "--exclude-bad-nodes"]
+    plait("launch", "slurm", config, "--nodes", 2, "--slow", 0, "--env-file", sick, *options)
+    run.wait_for_end()
+    assert run.state == "COMPLETED"
+    assert "going on without the nodes that failed the self-test: n1\n" in run.log
+    assert_undisturbed(run, config, tmp_path)
+
+
+def test_the_doctor_looks_at_nodes_of_the_cluster(plait, cluster, tmp_path):
+    words = ["launch", "doctor", tmp_path, "--nodes", 2, "--device", "cpu", "--slow", 0, "--free", 1]
+    status, out, _ = plait(*words)
+    assert status == 0, out
+    assert {"n1", "n2"} <= {line.split()[0] for line in out.splitlines() if line.strip()}
 
 
 def test_a_mistake_is_told_on_the_login_node(plait, run, config, cluster):

@@ -61,6 +61,8 @@ class Watchdog:
         self._roll = RollCall(self.rank, self.world_size)
         self._log = log
         self._beat = _Beat("the start", None)
+        self._steps = self._timeout
+        """What steps are held to by now."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="plait-watchdog", daemon=True)
 
@@ -71,6 +73,8 @@ class Watchdog:
             label: says up to where.
             limit: holds until the next beat, besides the timeout: what comes is a step.
         """
+        if limit is not None:
+            self._steps = self._shorter(limit)
         self._beat = _Beat(label, limit)
 
     def __enter__(self) -> Self:
@@ -94,10 +98,9 @@ class Watchdog:
     def _watch(self) -> None:
         parent = os.getppid()
         seen, silence, last = self._beat, 0.0, time.monotonic()
-        steps, excused = self._timeout, False
+        excused = False
         while True:
             limit = self._shorter(seen.limit)
-            steps = limit if seen.limit is not None else steps
             tick = min(1.0, limit.seconds / 10)
             self._arm(limit.seconds + 2 * tick)
             if self._ended.wait(tick):
@@ -114,8 +117,8 @@ class Watchdog:
             if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != parent:
                 self._write("the launcher of this rank is gone, and so this rank ends")
                 os._exit(1)
-            if silence > steps.seconds / 2:
-                if seen.limit is None and steps is not self._timeout and not excused:
+            if silence > self._steps.seconds / 2:
+                if seen.limit is None and self._steps is not self._timeout and not excused:
                     self._roll.excuse(1)
                     excused = True
                 if self._roll.called():

@@ -26,6 +26,7 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
     from rich.console import Console
 
     from ..parallel.failures import failure_of
+    from ..parallel.pace import Pace
     from ..parallel.processes import start_processes, stop_processes
     from ..parallel.watchdog import Watchdog
     from ..pretrain.callbacks import (
@@ -35,13 +36,14 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
         MetricsFile,
         Progress,
         RunLog,
+        Stragglers,
         TensorBoard,
     )
     from ..pretrain.config_file import load_config
     from ..pretrain.fallback_layout import config_for
     from ..pretrain.ranks import device_of
     from ..pretrain.run_folder import RunFolder, mistakes_told
-    from ..pretrain.run_log import FAILED
+    from ..pretrain.run_log import FAILED, note_once
     from ..pretrain.trainer import Trainer
     from .lives import begin_under_torchrun
 
@@ -59,15 +61,20 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
         spent = begin_under_torchrun(folder, settings.launch.max_restarts)
     console = Console(highlight=False, quiet=rank() > 0)
     timeout = settings.parallel.timeout
-    with Watchdog(timeout, log, launched=is_launched()) as watchdog, mistakes_told(folder):
+    pace = Pace(settings.parallel.timeout_factor, settings.parallel.timeout_least)
+
+    def note(line: str) -> None:
+        note_once(folder.path, FAILED + line)
+
+    with Watchdog(timeout, log, launched=is_launched(), note=note) as watchdog, mistakes_told(folder):
         if "RANK" in os.environ:
             start_processes(device, timeout)
         watchdog.beat("the processes' start")
-        callbacks: list[Callback] = [Heartbeat(watchdog), Evaluation(watchdog.beat)]
+        callbacks: list[Callback] = [Heartbeat(watchdog, pace), Evaluation(watchdog.beat), Stragglers()]
         if rank() == 0:
             callbacks += [MetricsFile(), *([TensorBoard()] if settings.log.tensorboard else [])]
             callbacks += [RunLog(), Progress(console)]
-        callbacks += [Checkpointing(), Heartbeat(watchdog, "the callbacks of ")]
+        callbacks += [Checkpointing(), Heartbeat(watchdog, pace, "the callbacks of ")]
         trainer = Trainer(settings, callbacks, lambda: signals.asked, written=asked)
         trainer.stopping.spent(spent)
         try:

@@ -55,9 +55,10 @@ class Sent:
         self._works, self._axis, self._entry, self._held = works, axis, entry, held
 
     def wait(self) -> None:
-        for work in self._works:
-            if work is not None:
-                work.wait()
+        with self._axis.waits:
+            for work in self._works:
+                if work is not None:
+                    work.wait()
         self._works, self._held = (), ()
         if self._entry is not None and self._axis.ledger is not None:
             self._axis.ledger.wait(self._entry)

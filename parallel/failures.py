@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from ..errors import UserError
 
-__all__ = ["Ended", "Failure", "Kind", "failure_of", "stacks", "tell", "verdict"]
+__all__ = ["Ended", "Failure", "Kind", "failure_of", "hang_line", "stacks", "tell", "verdict"]
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
@@ -75,6 +75,11 @@ class Failure:
         return replace(self, message=f"{self.message}; {hint}")
 
     @property
+    def cause(self) -> str:
+        """The message without what is this rank's alone."""
+        return self.message.partition(":")[0]
+
+    @property
     def status(self) -> int:
         """The exit status that the run deserves."""
         return 2 if self.kind is Kind.MISTAKE else 1
@@ -124,7 +129,7 @@ def verdict(ended: Mapping[int, Ended], ranks: int) -> tuple[str, int]:
     originals = sorted((r for r in records.values() if r.kind is not Kind.ECHO), key=lambda r: r.time)
     first = next(iter(ended))
     if originals and originals[0].kind is Kind.HANG:
-        return _hang_line(originals[0], records, ranks), 1
+        return hang_line(originals[0], records, ranks), 1
     # A rank that raised lingers before it ends, so one that is seen ended without a word is the cause.
     if first not in records:
         return f"rank {first} {_end_without_words(ended[first].exitcode)}", 1
@@ -158,7 +163,13 @@ def _read(ended: Ended) -> Failure | None:
     return Failure(**{**record, "kind": Kind(record["kind"])}) if record else None
 
 
-def _hang_line(first: Failure, records: Mapping[int, Failure], ranks: int) -> str:
+def hang_line(first: Failure, records: Mapping[int, Failure], ranks: int) -> str:
+    """Where each of a number of ranks stood in a hang, the few before the many.
+
+    Args:
+        first: of the rank that spoke first.
+        records: by rank, of those that have spoken.
+    """
     where: dict[str, list[int]] = {}
     for rank in range(ranks):
         record = records.get(rank)
@@ -169,7 +180,7 @@ def _hang_line(first: Failure, records: Mapping[int, Failure], ranks: int) -> st
     listed = "; ".join(
         f"rank{'s' if len(members) > 1 else ''} {', '.join(map(str, members))} {at}" for at, members in groups
     )
-    return f"{first.message.partition(':')[0]}: {listed}"
+    return f"{first.cause}: {listed}"
 
 
 def _end_without_words(exitcode: int) -> str:

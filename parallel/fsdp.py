@@ -6,9 +6,10 @@ A unit is gathered when its layer needs it and its gradient is summed and cut wh
 Every reduction is a sum: the loss is divided by global counts before the backward.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from torch.distributed.tensor import Shard
 from .collectives import gather_into, launch, scatter_into
 from .mesh import Axis, Mesh
 from .placements import expert_dim, local
+from .waits import StreamWaits
 
 __all__ = ["Unit", "reshard", "set_last_micro_batch", "shard_parameters"]
 
@@ -79,11 +81,13 @@ def shard_parameters(units: Sequence[Unit], mesh: Mesh) -> None:
         sharded.set_force_sum_reduction_for_comms(True)
         # torch's interfaces for these are private; what they ask for is public.
         gather: Any = _AllGather(axis, unit.layer)
-        scatter: Any = _ReduceScatter(axis, unit.layer)
+        scatter = _ReduceScatter(axis, unit.layer)
         sharded.set_custom_all_gather(gather)
-        sharded.set_custom_reduce_scatter(scatter)
+        sharded.set_custom_reduce_scatter(cast(Any, scatter))
         if replicate:
-            sharded.set_all_reduce_hook(_record_all_reduce(mesh.axes["dp_replicate"], unit.layer))
+            sharded.set_all_reduce_hook(_record_all_reduce(mesh.axes["dp_replicate"], scatter, unit.layer))
+        if isinstance(mesh.waits, StreamWaits):
+            _count_stream_waits(sharded, mesh.waits)
 
 
 def set_last_micro_batch(model: nn.Module, last: bool) -> None:
@@ -109,12 +113,17 @@ class _Recorded:
 
     def __init__(self, axis: Axis, layer: int | None) -> None:
         self._axis, self._layer = axis, layer
+        self.last = 0.0
+        """When it did something for the last time, by `time.perf_counter`."""
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        self.last = time.perf_counter()
         return torch.empty(*size, dtype=dtype, device=device)
 
     def _start(self, kind: str, sent: int, work: Any) -> Any:
-        return launch(self._axis, kind, sent, lambda: [work()], self._layer)
+        started = launch(self._axis, kind, sent, lambda: [self._axis.waits.during(work)], self._layer)
+        self.last = time.perf_counter()
+        return started
 
 
 class _AllGather(_Recorded):
@@ -148,12 +157,30 @@ class _ReduceScatter(_Recorded):
         return work if async_op else None
 
 
-def _record_all_reduce(axis: Axis, layer: int | None) -> Callable[[Tensor], None]:
-    """HSDP sums over the copies by itself; this notes it, when it is done."""
+def _record_all_reduce(axis: Axis, before: _ReduceScatter, layer: int | None) -> Callable[[Tensor], None]:
+    """HSDP sums over the copies by itself, after the shards' sum; this notes it, when it is done."""
 
     def record(total: Tensor) -> None:
+        axis.waits.since(before.last)
         if axis.ledger is not None:
             sent = 2 * (axis.size - 1) * total.nbytes // axis.size
             axis.ledger.wait(axis.ledger.launch(axis.name, "fsdp_all_reduce", sent, layer, "backward"))
 
     return record
+
+
+def _count_stream_waits(sharded: FSDPModule, waits: StreamWaits) -> None:
+    """Count where FSDP makes the computing stream wait for its own: before a unit computes, and at the end
+    of the backward."""
+    # Private, and the only places that know.
+    group: Any = sharded._get_fsdp_state()._fsdp_param_group  # pyright: ignore
+    for name in ("wait_for_unshard", "finalize_backward"):
+        setattr(group, name, _counted(getattr(group, name), waits))
+
+
+def _counted(method: Callable[[], None], waits: StreamWaits) -> Callable[[], None]:
+    def counted() -> None:
+        with waits:
+            method()
+
+    return counted

@@ -27,6 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from ..errors import UserError
 from .axes import AXES, LAYOUT, describe_layout, num_ranks
 from .ledger import Ledger
+from .waits import Waits, waits_on
 
 __all__ = ["Axis", "Mesh"]
 
@@ -57,6 +58,8 @@ class Axis:
     group: dist.ProcessGroup | None = None
     """None where nobody else is there."""
     ledger: Ledger | None = None
+    waits: Waits = field(default_factory=Waits)
+    """Where what is waited for counts; all axes of a mesh have the same."""
 
     @property
     def layer(self) -> int | None:
@@ -81,6 +84,8 @@ class Mesh:
     axes: dict[str, Axis] = field(default_factory=dict)
     states: Axis = field(default_factory=lambda: Axis("sp"))
     """sp, over messages of its own: those of the states travel while others do."""
+    waits: Waits = field(default_factory=Waits)
+    """How long this rank has waited for others."""
     state_exchange: str = "auto"
     """How states travel over sp: see `state_passing.py`."""
     fold_queries: bool = True
@@ -155,10 +160,10 @@ class Mesh:
                 groups if len(groups) > 1 else groups[0], device.type, places, mesh_dim_names=names
             )
 
-        axes = self._silent_axes()
+        axes, waits = self._silent_axes(), waits_on(device)
         for name, axis in axes.items():
-            axis.group = group_of(name) if axis.size > 1 else None
-        states = Axis("sp", self.sizes["sp"], self.place("sp"))
+            axis.group, axis.waits = group_of(name) if axis.size > 1 else None, waits
+        states = Axis("sp", self.sizes["sp"], self.place("sp"), waits=waits)
         if states.size > 1:
             states.group = _new_group(tuple(self.ranks("sp")))
         return replace(
@@ -167,6 +172,7 @@ class Mesh:
             expert_mesh=device_mesh(EXPERT_AXES),
             axes=axes,
             states=states,
+            waits=waits,
         )
 
     def ranks(self, name: str) -> list[int]:

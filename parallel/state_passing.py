@@ -120,7 +120,8 @@ def _launch(axis: Axis, kind: str, shard: _Shard, reverse: bool, layer: int | No
     arrival = _in_background(lambda: travel(line, shard), shard.F.device)
 
     def wait() -> Tensor:
-        arrived = arrival()
+        with axis.waits:
+            arrived = arrival()
         if entry is not None and axis.ledger is not None:
             axis.ledger.wait(entry)
         return arrived

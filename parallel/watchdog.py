@@ -6,31 +6,36 @@ import sys
 import threading
 import time
 import traceback
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
-import torch.distributed as dist
-
-from .failures import Failure, Kind, tell
+from .failures import Failure, Kind, hang_line, tell
+from .pace import Limit
+from .roll_call import GRACE, RollCall
 
 __all__ = ["Watchdog"]
-
-GRACE = 3.0
-"""Seconds that a rank which hangs gives the others to say where they stand."""
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
+class _Beat(NamedTuple):
+    label: str
+    limit: Limit | None
+
+
 class Watchdog:
-    """Ends this process when nothing calls :meth:`beat` for `timeout` seconds.
+    """Ends this process when nothing calls :meth:`beat` for `timeout` seconds, or for a step's limit.
 
     In a hang all ranks fall silent, so each would speak for itself; the first to do so calls on the
     others through the ranks' store, and they answer if they are silent too. Each writes the stacks of
-    all its threads into its log and a :class:`Failure` for its launcher (where that is not `plait
-    launch`, also to standard error), waits a little for the others, and exits with 1. A rank whose
-    interpreter does not run at all is ended by a timer that needs none.
+    all its threads into its log and a :class:`Failure` for its launcher, waits a little for the others, and
+    exits with 1. Where the launcher is not `plait launch`, each also writes to standard error, and the first
+    one a line about all. A rank whose interpreter does not run at all is ended by a timer that needs none.
+
+    A rank that is long at what no step's limit is for, such as writing to a slow disk, excuses itself, so
+    that those who wait for it in their step go by the timeout too.
 
     Use it in a ``with`` block; it watches as long as that lasts.
 
@@ -38,22 +43,39 @@ class Watchdog:
         timeout: seconds.
         log: the rank's log file.
         launched: `plait launch` started this rank, and tells what is to be told.
+        note: is given the line about all, where it is told here.
     """
 
-    def __init__(self, timeout: float, log: Path, *, launched: bool = False) -> None:
-        self.timeout, self.launched = timeout, launched
+    def __init__(
+        self,
+        timeout: float,
+        log: Path,
+        *,
+        launched: bool = False,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._timeout = Limit(timeout, f"{timeout:g} s")
+        self.launched, self._note = launched, note
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self._roll = RollCall(self.rank, self.world_size)
         self._log = log
-        self._store: dist.TCPStore | None = None
-        self._beats, self._label = 0, "the start"
+        self._beat = _Beat("the start", None)
+        self._steps = self._timeout
+        """What steps are held to by now."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="plait-watchdog", daemon=True)
 
-    def beat(self, label: str) -> None:
-        """Progress was made; `label` says up to where."""
-        self._label = label
-        self._beats += 1
+    def beat(self, label: str, limit: Limit | None = None) -> None:
+        """Progress was made.
+
+        Args:
+            label: says up to where.
+            limit: holds until the next beat, besides the timeout: what comes is a step.
+        """
+        if limit is not None:
+            self._steps = self._shorter(limit)
+        self._beat = _Beat(label, limit)
 
     def __enter__(self) -> Self:
         self._file = self._log.open("a", encoding="utf-8")
@@ -74,77 +96,91 @@ class Watchdog:
         self._file.close()
 
     def _watch(self) -> None:
-        tick = min(1.0, self.timeout / 10)
         parent = os.getppid()
-        seen, silence, last = self._beats, 0.0, time.monotonic()
-        self._arm(tick)
-        while not self._ended.wait(tick):
-            self._arm(tick)
+        seen, silence, last = self._beat, 0.0, time.monotonic()
+        excused = False
+        while True:
+            limit = self._shorter(seen.limit)
+            tick = min(1.0, limit.seconds / 10)
+            self._arm(limit.seconds + 2 * tick)
+            if self._ended.wait(tick):
+                return
             now = time.monotonic()
             # A process that was stopped, as by Ctrl-Z, was not silent for all that time.
             silence, last = silence + min(now - last, 2 * tick), now
-            if self._beats != seen:
-                seen, silence = self._beats, 0.0
+            if self._beat is not seen:
+                seen, silence = self._beat, 0.0
+                if excused:
+                    self._roll.excuse(-1)
+                    excused = False
+                continue
             if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != parent:
                 self._write("the launcher of this rank is gone, and so this rank ends")
                 os._exit(1)
-            if silence > self.timeout or (silence > self.timeout / 2 and self._is_called()):
-                self._end_hang()
+            if silence > self._steps.seconds / 2:
+                if seen.limit is None and self._steps is not self._timeout and not excused:
+                    self._roll.excuse(1)
+                    excused = True
+                if self._roll.called():
+                    self._end_hang(limit)
+            if silence > self._timeout.seconds or (silence > limit.seconds and not self._roll.excused()):
+                self._end_hang(limit)
+            # The store may have been slow to answer.
+            asked = time.monotonic()
+            silence, last = silence + min(asked - now, 2 * GRACE), asked
 
-    def _arm(self, tick: float) -> None:
+    def _shorter(self, limit: Limit | None) -> Limit:
+        return self._timeout if limit is None or limit.seconds >= self._timeout.seconds else limit
+
+    def _arm(self, seconds: float) -> None:
         """Put off the end of a rank whose interpreter does not run. A run of one rank may be stopped and
         go on; in one of many the others would not wait."""
         if self.world_size > 1:
-            faulthandler.dump_traceback_later(self.timeout + 2 * tick, file=self._file, exit=True)
+            faulthandler.dump_traceback_later(seconds, file=self._file, exit=True)
 
-    def _end_hang(self) -> None:
-        faulthandler.dump_traceback_later(2 * GRACE, file=self._file, exit=True)
+    def _end_hang(self, limit: Limit) -> None:
+        faulthandler.dump_traceback_later(4 * GRACE, file=self._file, exit=True)
         frames = sys._current_frames()
         main = threading.main_thread()
         place = _place(frames[main.ident]) if main.ident in frames else "an ended main thread"
-        since = self._label
-        message = f"no progress for {self.timeout:g} s: in {place} since {since}"
+        since = self._beat.label
+        message = f"no progress for {limit.words}: in {place} since {since}"
         text = _stacks(frames, self._thread)
-        Failure(self.rank, Kind.HANG, message, since=since, place=place, stacks=text).record()
+        failure = Failure(self.rank, Kind.HANG, message, since=since, place=place, stacks=text)
+        failure.record()
         who = f"rank {self.rank}: " if self.world_size > 1 else ""
         if not self.launched:
             tell(f"{text}plait: error: {who}{message}")
         self._write(f"{message}\n{text}")
-        self._await_others()
+        if self.world_size > 1:
+            self._end_together(failure)
         os._exit(1)
 
     def _write(self, text: str) -> None:
         self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._file.flush()
 
-    def _is_called(self) -> bool:
-        return self._count(0) > 0
-
-    def _await_others(self) -> None:
-        """Say in the store that this rank has spoken; wait for all others to, but not for long."""
-        deadline = time.monotonic() + GRACE
-        spoken = self._count(1)
-        while 0 < spoken < self.world_size and time.monotonic() < deadline:
-            time.sleep(0.1)
-            spoken = self._count(0)
-
-    def _count(self, more: int) -> int:
-        """How many ranks have spoken, this one's `more` among them; -1 where no store can be reached."""
-        if self.world_size == 1:
-            return -1
-        try:
-            # A client of its own: the process group's may be held by the call that hangs.
-            self._store = self._store or dist.TCPStore(
-                os.environ["MASTER_ADDR"],
-                int(os.environ["MASTER_PORT"]),
-                is_master=False,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=GRACE),
-            )
-            life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            return self._store.add(f"plait/hang/{life}", more)
-        except (KeyError, RuntimeError):
-            return -1
+    def _end_together(self, failure: Failure) -> None:
+        """Say where this rank stands, wait for the others to, and tell of all where nobody else does."""
+        spoken = self._roll.speak(failure)
+        if spoken < 0 and not self.launched:
+            line = f"{failure.cause}: {self._roll.keeper} does not answer"
+            tell(f"plait: error: {line}")
+            # One of each machine: how many hang is not known.
+            if self.rank == 1 or os.environ.get("LOCAL_RANK", "0") == "0":
+                self._note(line)
+        if spoken < 0:
+            return
+        self._roll.await_all()
+        if self.launched:
+            return
+        if spoken > 1:
+            self._roll.await_told()
+            return
+        line = hang_line(failure, self._roll.heard() | {self.rank: failure}, self.world_size)
+        tell(f"plait: error: {line}")
+        self._note(line)
+        self._roll.tell()
 
 
 def _place(frame: FrameType) -> str:

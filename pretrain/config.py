@@ -146,6 +146,10 @@ class ParallelConfig(Section):
     send them again for the backward."""
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds without progress after which a run prints every rank's stacks and ends."""
+    timeout_factor: Annotated[float, Field(gt=1)] | None = 20.0
+    """It does so too when a step takes so many times the median of those before; null means it does not."""
+    timeout_least: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds that a step may take whatever the median is."""
 
     @property
     def sizes(self) -> dict[str, int]:

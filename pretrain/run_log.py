@@ -10,7 +10,7 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-__all__ = ["FAILED", "RUN_LOG", "last_note", "note"]
+__all__ = ["FAILED", "RUN_LOG", "last_note", "note", "note_once"]
 
 RUN_LOG = "run.log"
 
@@ -35,6 +35,12 @@ def note(folder: str | Path, event: str) -> None:
         if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             line = b"\n" + line
         file.write(line)
+
+
+def note_once(folder: str | Path, event: str) -> None:
+    """Add a line that several ranks may know of, unless it is the last one already."""
+    if last_note(folder) != event:
+        note(folder, event)
 
 
 def last_note(folder: str | Path) -> str | None:

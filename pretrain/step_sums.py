@@ -28,14 +28,18 @@ class StepSums:
     """Sum of squares of the SSM states after the sequences' last tokens, for each layer that has them."""
     wishes: list[float]
     """See `Stopping`."""
+    works: list[float]
+    """See `plait.parallel.stragglers.Works`."""
 
 
 @torch.no_grad()
-def sum_parts(parts: Sequence[LossParts], mesh: Mesh, wishes: Sequence[float] = ()) -> StepSums:
+def sum_parts(
+    parts: Sequence[LossParts], mesh: Mesh, wishes: Sequence[float] = (), works: Sequence[float] = ()
+) -> StepSums:
     """Add up what the micro-batches of a step gave on all ranks; every rank gets the same.
 
     Args:
-        wishes: numbers of this rank that are added up along.
+        wishes, works: numbers of this rank that are added up along.
     """
     names = list(parts[0].extra)
     # The ranks of tp all know the loss of the tokens that they share.
@@ -47,7 +51,7 @@ def sum_parts(parts: Sequence[LossParts], mesh: Mesh, wishes: Sequence[float] = 
     counts = _by_layer(parts, lambda report: report.counts_E)
     entropies = _by_layer(parts, lambda report: report.router_entropy)
     squares = _by_layer(parts, lambda report: report.state_square)
-    asked = torch.tensor(wishes, dtype=torch.float64, device=scalars[0].device)
+    asked = torch.tensor([*wishes, *works], dtype=torch.float64, device=scalars[0].device)
     pieces = [torch.stack(scalars), asked, *counts, *(number[None] for number in [*entropies, *squares])]
     flat = sum_in_place(torch.cat([piece.double() for piece in pieces]), mesh.axes["world"])
     first, asked, *rest = flat.split([piece.numel() for piece in pieces])
@@ -59,7 +63,8 @@ def sum_parts(parts: Sequence[LossParts], mesh: Mesh, wishes: Sequence[float] = 
         rest[: len(counts)],
         numbers[: len(entropies)],
         numbers[len(entropies) :],
-        asked.tolist(),
+        asked.tolist()[: len(wishes)],
+        asked.tolist()[len(wishes) :],
     )
 
 

@@ -14,6 +14,7 @@ from ..data.window import IGNORE
 from ..errors import UserError
 from ..parallel.collectives import sum_in_place
 from ..parallel.failures import failure_of
+from ..parallel.stragglers import Works, find_stragglers
 from .callbacks.base import Callback
 from .checkpoint import Checkpoint, Checkpoints
 from .config import Config
@@ -82,6 +83,7 @@ class Trainer:
         self.device = device_of(config)
         self.mesh = mesh_of(config).connect(self.device)
         self.dtype = getattr(torch, config.train.dtype)
+        self._works = Works(self.mesh)
         self.folder = RunFolder(config.run.dir)
         first = self.mesh.rank == 0
         self.stopping = Stopping(
@@ -185,6 +187,7 @@ class Trainer:
         with self._loader() as loader:
             while self.state.step < self.last_step and not self._stage_is_over():
                 start = time.perf_counter()
+                self._works.begin()
                 batch, waited = loader.next()
                 metrics = self.train_step(batch)
                 self.state.samples = loader.cursor
@@ -213,7 +216,7 @@ class Trainer:
             state.model, self.micro_batches(batch), counts, dtype=self.dtype, z_loss=config.train.z_loss
         )
         norm = float(clip_gradients(state.model, self.mesh, config.optim.clip))
-        sums = sum_parts(parts, self.mesh, self.stopping.wishes())
+        sums = sum_parts(parts, self.mesh, self.stopping.wishes(), self._works.message())
         loss = sums.loss
         if not (math.isfinite(norm) and math.isfinite(loss)):
             # Before the optimizer sees it: what the last checkpoint holds is sound.
@@ -236,6 +239,7 @@ class Trainer:
             **sums.extra,
             **loads,
             **self._state_norms(sums),
+            **find_stragglers(sums.works, self.mesh.sizes),
         }
 
     def _newest_checkpoint(self) -> Checkpoint | None:
@@ -329,6 +333,7 @@ class Trainer:
         return {"state_norm": [(square / elements) ** 0.5 for square in sums.state_squares]}
 
     def _account(self, metrics: Metrics, seconds: float, waited: float) -> None:
+        self._works.end(seconds)
         metrics["samples"] = self.state.samples
         if 1 < len(self.state.plan.stages[-1].sources) <= MOST_SHARES:
             metrics["blend_share"] = self.state.plan.shares(self.state.samples)

@@ -2,7 +2,7 @@
 
 `base.py` says what a callback hears. In the order in which the loop calls them: `evaluation.py` adds
 to the step's metrics, `metrics.py` records them, `run_log.py` tells what matters of them, `progress.py`
-shows them, `checkpointing.py` saves.
+shows them, `checkpointing.py` saves. `stragglers.py` tells which rank is slow.
 `watchdog.py`, before and after them, says that the rank is alive.
 """
 
@@ -12,6 +12,7 @@ from .evaluation import Evaluation
 from .metrics import MetricsFile, TensorBoard
 from .progress import Progress
 from .run_log import RunLog
+from .stragglers import Stragglers
 from .watchdog import Heartbeat
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "MetricsFile",
     "Progress",
     "RunLog",
+    "Stragglers",
     "TensorBoard",
 ]

@@ -37,6 +37,8 @@ TAGS = {
     "step_seconds": "speed/step_seconds",
     "data_seconds": "speed/data_seconds",
     "mfu": "speed/mfu",
+    "slowest_rank": "speed/slowest_rank",
+    "slowest_share": "speed/slowest_share",
 }
 """Where TensorBoard shows a metric; the rest are parts of the loss."""
 

@@ -56,7 +56,12 @@ KINDS = [
 ]
 """Moments and deeds; twenty of them in all."""
 
-TIMES = ("time", "tokens_per_second", "step_seconds", "data_seconds", "mfu")
+TIMES = ("time", "tokens_per_second", "step_seconds", "data_seconds", "mfu") + (
+    "slowest_rank",
+    "slowest_share",
+    "stragglers",
+    "straggler_places",
+)
 """Metrics that no two runs share."""
 
 

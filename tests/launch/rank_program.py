@@ -16,6 +16,7 @@ import torch.distributed as dist
 from plait.errors import UserError
 from plait.launch.local import launch_ranks
 from plait.launch.rank_process import is_launched, life, log_to, rank, run_as_rank
+from plait.parallel.pace import Limit
 from plait.parallel.processes import start_processes, stop_processes
 from plait.parallel.watchdog import Watchdog
 
@@ -24,6 +25,9 @@ CULPRIT = 1
 
 LONG, SHORT = 60.0, 3.0
 """Timeouts: where nothing should hang, and where something does."""
+
+STEP = Limit(SHORT, "3 s, 20 times the median step of 0.15 s")
+"""What a step may take where the timeout is long."""
 
 
 def main(deed: str, folder: Path) -> None:
@@ -37,7 +41,10 @@ def main(deed: str, folder: Path) -> None:
             if step == LAST and deed != "succeed":
                 DEEDS[deed]()
             add_up(step)
-            watchdog.beat(f"step {step}")
+            watchdog.beat(f"step {step}", STEP if deed in ("stall", "late") else None)
+            if deed == "late" and rank() == 0 and step < LAST:
+                watchdog.beat("a slow disk")
+                time.sleep(2 * SHORT)
         stop_processes()
     if rank() == 0:
         print("finished", flush=True)
@@ -62,6 +69,15 @@ def mistake() -> None:
 def hang() -> None:
     if rank() == CULPRIT:
         sleep_forever()
+
+
+def stall() -> None:
+    if rank() == 0:
+        sleep_forever()
+
+
+def late() -> None:
+    """The first rank is, between its steps, longer than a step may take; the others wait for it in theirs."""
 
 
 def sleep_forever() -> None:
@@ -93,7 +109,7 @@ def wait() -> None:
     sleep_forever()
 
 
-DEEDS = {f.__name__: f for f in (fail, mistake, hang, die, die_once, deaf, wait)}
+DEEDS = {f.__name__: f for f in (fail, mistake, hang, stall, late, die, die_once, deaf, wait)}
 
 if __name__ == "__main__":
     mode, deed, *rest = sys.argv[1:]

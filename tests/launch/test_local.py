@@ -92,7 +92,7 @@ def test_after_a_death_all_ranks_are_started_again(tmp_path):
 
 
 def test_a_hang_ends_with_the_stacks_of_all_ranks(tmp_path):
-    folders = [tmp_path / "hang", tmp_path / "deaf"]
+    folders = [tmp_path / deed for deed in ("hang", "deaf")]
     for folder in folders:
         folder.mkdir()
     began = time.monotonic()
@@ -115,6 +115,24 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(tmp_path):
     assert "in deaf\n" in (folders[1] / "rank-00001.log").read_text()
     # Where a stopped rank is not woken to be ended, torch's launcher waits half a minute for it.
     assert time.monotonic() - began < 30
+
+
+def test_a_step_has_a_shorter_limit_than_what_lies_between_steps(tmp_path):
+    folders = [tmp_path / deed for deed in ("stall", "late")]
+    for folder in folders:
+        folder.mkdir()
+    stalled, late = start("stall", folders[0]), start("late", folders[1])
+    *stacks, line = stalled.communicate(timeout=PATIENCE)[1].splitlines()
+    assert stalled.returncode == 1
+    place = r"\(tests/launch/rank_program.py:\d+\) since step 2"
+    limit = "3 s, 20 times the median step of 0.15 s"
+    rank_0, rank_1 = rf"rank 0 in sleep_forever {place}", rf"rank 1 in add_up {place}"
+    assert re.fullmatch(rf"plait: error: no progress for {limit}: {rank_0}; {rank_1}", line)
+    assert any("time.sleep(60)" in text for text in stacks)
+    # The other ranks wait in their step for twice its limit, for one that is not in its.
+    out, err = late.communicate(timeout=PATIENCE)
+    assert (late.returncode, err) == (0, "")
+    assert out.endswith("finished\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,8 +22,14 @@ PATIENCE = 120
 
 Node = subprocess.Popen[str]
 
+TRAIN = ("-m", "plait.launch", "train")
 
-def start(*words: object, endpoint: str | None = None, **environment: str) -> Node:
+HANGING = Path(__file__).with_name("hanging_train.py")
+
+
+def start(
+    *words: object, endpoint: str | None = None, program: tuple[object, ...] = TRAIN, **environment: str
+) -> Node:
     """torchrun with two ranks or, given an endpoint, as one of two machines with a rank each."""
     layout = ["--standalone", "--nproc-per-node", "2"]
     if endpoint is not None:
@@ -29,7 +37,7 @@ def start(*words: object, endpoint: str | None = None, **environment: str) -> No
         layout += ["--rdzv-endpoint", endpoint, "--local-addr", "localhost"]
     command = [sys.executable, "-m", "torch.distributed.run", *layout, "--monitor-interval", "0.1"]
     return subprocess.Popen(
-        [*command, "--max-restarts", "2", "-m", "plait.launch", "train", *map(str, words)],
+        [*command, "--max-restarts", "2", *map(str, (*program, *words))],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -50,6 +58,15 @@ def config(tiny, tmp_path) -> Path:
 @pytest.fixture
 def folder(tiny) -> RunFolder:
     return RunFolder(tiny["run"]["dir"])
+
+
+def start_two(*words: object, **options: Any) -> list[Node]:
+    """Two machines, of which either may get rank 0."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    options |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "endpoint": endpoint}
+    return [start(*words, **options) for _ in range(2)]
 
 
 def wait_for_step(folder: RunFolder, more: int, process: Node) -> None:
@@ -114,11 +131,7 @@ def test_lives_that_lead_nowhere_end_with_their_reason(config, folder):
 
 @pytest.mark.long
 def test_a_rank_of_either_machine_is_started_again(config, folder):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        endpoint = f"localhost:{free.getsockname()[1]}"
-    share = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    machines = [start(config, endpoint=endpoint, **share) for _ in range(2)]
+    machines = start_two(config)
     wait_for_step(folder, 5, machines[0])
     for machine in machines:
         ranks(machine)[0].kill()
@@ -130,3 +143,28 @@ def test_a_rank_of_either_machine_is_started_again(config, folder):
     assert [record["step"] for record in again] == list(range(1, len(again) + 1))
     assert sum(out.count("resumed from the checkpoint of step") for out in outs) == 2
     assert read_status(folder)["reason"] == "a file named stop in its folder asked for it"
+
+
+@pytest.mark.long
+def test_a_hang_on_two_machines_is_told_by_the_ranks_themselves(config, folder, tmp_path):
+    """In the first life rank 1 sleeps, in the second rank 0 is stopped, and with it the ranks' store."""
+    words = ["train.steps=24", "parallel.timeout_least=4", "launch.max_restarts=9"]
+    program = (HANGING, tmp_path, "train")
+    # torchrun waits so long for a rank that it ends before it kills it.
+    machines = start_two(config, *words, program=program, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1")
+    outs = [machine.communicate(timeout=3 * PATIENCE)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outs
+    assert read_status(folder)["state"] == "finished"
+    noted = (folder.path / "run.log").read_text()
+    cause = r"no progress for \S+ s.* the median step .* s"
+    since = r"since the callbacks of step {}"
+    asleep = rf"rank 1 in sleep_forever \(tests/launch/hanging_train\.py:\d+\) {since.format(9)}"
+    waiting = rf"rank 0 in .* {since.format(9)}"
+    both = rf"{cause}: (?:{asleep}; {waiting}|{waiting}; {asleep})\n"
+    assert len(re.findall(rf"plait: error: {both}", "".join(outs))) == 1, outs
+    assert len(re.findall(rf"failed: {both}", noted)) == 1, noted
+    assert any("time.sleep(60)" in out for out in outs)
+    deaf = rf"{cause}: rank 0, which keeps the ranks' store, does not answer\n"
+    assert len(re.findall(rf"plait: error: {deaf}", "".join(outs))) == 1, outs
+    assert len(re.findall(rf"failed: {deaf}", noted)) == 1, noted
+    assert re.search(rf"plait: error: rank 1: {cause}: in .* {since.format(19)}\n", "".join(outs))

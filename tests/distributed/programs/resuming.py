@@ -9,7 +9,12 @@ from plait.pretrain.callbacks import Callback, Checkpointing, Evaluation
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.trainer import Trainer
 
-CLOCKS = ("tokens_per_second", "step_seconds", "data_seconds", "mfu")
+CLOCKS = ("tokens_per_second", "step_seconds", "data_seconds", "mfu") + (
+    "slowest_rank",
+    "slowest_share",
+    "stragglers",
+    "straggler_places",
+)
 
 
 class _Records(Callback):

@@ -1,4 +1,4 @@
-"""What is waited for on a GPU, by events that stand in for the device's; the clock's is in test_stragglers.py."""
+"""What is waited for on a GPU, by events that stand in for its own; test_stragglers.py has the clock."""
 
 import pytest
 import torch

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from plait.launch.cli import main
-from plait.pretrain.trainer import Trainer
+from plait.pretrain.micro_batches import Arrays
+from plait.pretrain.trainer import Metrics, Trainer
 
 ASLEEP, STOPPED = 10, 20
 """The steps in which rank 1 sleeps and rank 0 is stopped."""
@@ -33,13 +34,13 @@ if __name__ == "__main__":
     done = Path(sys.argv.pop(1))
     train_step = Trainer.train_step
 
-    def step(trainer: Trainer, batch):
-        number = trainer.state.step + 1
+    def step(self: Trainer, batch: Arrays) -> Metrics:
+        number = self.state.step + 1
         rank, deed = DEEDS.get(number, (-1, stop))
-        if trainer.mesh.rank == rank and not (done / str(number)).exists():
+        if self.mesh.rank == rank and not (done / str(number)).exists():
             (done / str(number)).touch()
             deed()
-        return train_step(trainer, batch)
+        return train_step(self, batch)
 
     Trainer.train_step = step
     main()

@@ -83,8 +83,8 @@ def status(run: RunArgument) -> None:
 
     from ..pretrain.run_folder import RunFolder
     from ..pretrain.standing import standing_of
+    from .cluster.jobs import numbers_of
     from .cluster.slurm import jobs_in_queue
-    from .cluster.submission import numbers_of
     from .runs_table import print_table
     from .whole_tables import plain_table, print_whole
 
@@ -119,7 +119,7 @@ def logs(
 ) -> None:
     """Print the end of a run's log: what its newest job printed, or what a rank noted."""
     from ..pretrain.run_folder import RunFolder
-    from .cluster.submission import numbers_of
+    from .cluster.jobs import numbers_of
     from .log_tail import follow_file, print_tail
 
     folder = RunFolder.open(run)
@@ -140,7 +140,7 @@ def cancel(
     """End a run's jobs: those that wait leave the queue, the one that runs saves and stops."""
     from ..pretrain.run_folder import RunFolder
     from .cluster import slurm as queue
-    from .cluster.submission import numbers_of
+    from .cluster.jobs import numbers_of
 
     folder = RunFolder.open(run)
     jobs = queue.jobs_in_queue(numbers_of(folder.path))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...errors import UserError
 from .batch import batch_script, request
+from .jobs import launch_folder
 from .settings import ClusterSettings
-from .submission import launch_folder
 
 __all__ = ["examine_nodes"]
 

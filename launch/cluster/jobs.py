@@ -1,13 +1,22 @@
-"""Which jobs a run has had: `RUN/launch/jobs.jsonl`, a line a submission."""
+"""What a launcher keeps in a run's folder, and which jobs the run has had: `RUN/launch/jobs.jsonl`, a line a
+submission. Without torch: jobs and their owners ask here often."""
 
 import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-__all__ = ["JOBS_FILE", "Submission", "read_submissions", "record_submission"]
+__all__ = ["FROZEN_CONFIG", "Submission", "launch_folder", "numbers_of", "record_submission"]
 
 JOBS_FILE = "jobs.jsonl"
+
+FROZEN_CONFIG = "config.yaml"
+"""What the ranks read."""
+
+
+def launch_folder(run: Path) -> Path:
+    """What a launcher keeps in a run's folder."""
+    return run / "launch"
 
 
 @dataclass(frozen=True)
@@ -20,24 +29,23 @@ class Submission:
     """In seconds since 1970."""
 
 
-def record_submission(folder: Path, jobs: list[int], nodes: int, gpus_per_node: int) -> None:
-    """Add a line; `folder` is the run's launch folder."""
+def record_submission(run: Path, jobs: list[int], nodes: int, gpus_per_node: int) -> None:
+    """Add a line."""
     line = json.dumps(asdict(Submission(jobs, nodes, gpus_per_node, time.time())))
-    with (folder / JOBS_FILE).open("a", encoding="utf-8") as file:
+    with (launch_folder(run) / JOBS_FILE).open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
-def read_submissions(folder: Path) -> list[Submission]:
-    """All there were, the newest last; lines that are none are passed over."""
+def numbers_of(run: Path) -> list[int]:
+    """All jobs that the run has had, the newest last; lines that are none are passed over."""
     try:
-        lines = (folder / JOBS_FILE).read_text(encoding="utf-8").splitlines()
+        lines = (launch_folder(run) / JOBS_FILE).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return []
     found = []
     for line in lines:
         try:
-            record = json.loads(line)
-            found.append(Submission(**record))
+            found += Submission(**json.loads(line)).jobs
         except (ValueError, TypeError):
             continue
     return found

@@ -18,7 +18,7 @@ from ...pretrain.run_folder import RunFolder, read_status
 from ...pretrain.run_log import note
 from ..lives import Life
 from ..rank_process import STOPPED
-from .submission import FROZEN_CONFIG, launch_folder
+from .jobs import FROZEN_CONFIG, launch_folder
 
 __all__ = ["AGAIN", "DONE", "begin_life", "end_life"]
 

@@ -14,22 +14,18 @@ from ...pretrain.run_checks import check_run
 from ...pretrain.run_folder import RunFolder
 from . import slurm
 from .batch import batch_script
-from .jobs import read_submissions, record_submission
+from .jobs import FROZEN_CONFIG, launch_folder, numbers_of, record_submission
 from .settings import ClusterSettings
 
 __all__ = [
-    "FROZEN_CONFIG",
     "Prepared",
     "freeze",
-    "launch_folder",
-    "numbers_of",
     "prepare",
     "resolved",
     "submit",
     "torchrun_commands",
 ]
 
-FROZEN_CONFIG = "config.yaml"
 SCRIPT = "batch.sh"
 ENVIRONMENT = "env.sh"
 
@@ -56,11 +52,6 @@ class Prepared:
     def command(self) -> list[str]:
         """How sbatch is called."""
         return ["sbatch", f"--chdir={Path.cwd()}", str(self.launch / SCRIPT)]
-
-
-def launch_folder(run: Path) -> Path:
-    """What a launcher keeps in a run's folder."""
-    return run / "launch"
 
 
 def resolved(settings: ClusterSettings, config: Config) -> ClusterSettings:
@@ -152,13 +143,8 @@ def submit(prepared: Prepared) -> list[int]:
         slurm.cancel(jobs)
         raise
     settings = prepared.settings
-    record_submission(launch_folder(prepared.run), jobs, settings.nodes, settings.gpus_per_node or 1)
+    record_submission(prepared.run, jobs, settings.nodes, settings.gpus_per_node or 1)
     return jobs
-
-
-def numbers_of(run: Path) -> list[int]:
-    """All jobs that the run has had."""
-    return [job for one in read_submissions(launch_folder(run)) for job in one.jobs]
 
 
 def torchrun_commands(

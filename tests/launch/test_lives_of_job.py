@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from plait.launch.cluster.jobs import launch_folder
 from plait.launch.cluster.lives_of_job import AGAIN, begin_life, end_life
-from plait.launch.cluster.submission import launch_folder
 from plait.launch.lives import Life
 from plait.pretrain.config_file import dump_config, parse_config
 from plait.pretrain.run_folder import RunFolder, write_status

@@ -95,6 +95,7 @@ def test_a_run_is_stopped_requeued_and_falls_back_to_one_node(plait, run, config
     assert_undisturbed(run, config, tmp_path)
 
 
+@pytest.mark.long
 def test_a_node_that_comes_back_and_a_killed_rank(plait, run, config, tmp_path, one_thread):
     plait("launch", "slurm", config, "--nodes", 2, "--no-self-test")
     run.wait_for_steps(6)
@@ -129,6 +130,7 @@ def test_cancel(plait, run, config):
     assert plait("launch", "cancel", run.folder)[1] == "no job of this run is in the queue\n"
 
 
+@pytest.mark.long
 def test_a_preempted_job_saves_and_goes_on(plait, run, config, tmp_path, one_thread):
     plait("launch", "slurm", config, "--nodes", 2, "--no-self-test")
     run.wait_for_steps(4)
@@ -160,6 +162,7 @@ def test_a_sick_node_is_named_and_left_out(plait, run, config, tmp_path, one_thr
     assert_undisturbed(run, config, tmp_path)
 
 
+@pytest.mark.long
 def test_the_doctor_looks_at_nodes_of_the_cluster(plait, cluster, tmp_path):
     words = ["launch", "doctor", tmp_path, "--nodes", 2, "--device", "cpu", "--slow", 0, "--free", 1]
     status, out, _ = plait(*words)

@@ -1,0 +1,111 @@
+"""Block sizes, warps and stages of the Triton kernels, by architecture, kernel and class of shapes.
+
+Nothing is tuned while a model runs. `ARCH.json` in this folder names, for each kernel, its choices: a list
+whose first entry that fits is taken.
+
+    {"like": "sm_80", "kernels": {"a_kernel": [{"upto": {"N": 64}, "block": 128, "num_warps": 4}, {…}]}}
+
+An entry fits where every key of its "upto" is at most the bound given there; the last one has none, and fits
+always. A kernel that a table leaves out is looked for in the one it is "like". A user's own table,
+`~/.config/plait/kernels/ARCH.json`, of the same form, wins kernel by kernel.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import UserError
+
+__all__ = ["ARCHITECTURES", "SHARED_MEMORY", "arch_of", "choice", "nearest"]
+
+SHARED_MEMORY = {
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+    "gfx942": 64 << 10,
+}
+"""Bytes of shared memory that a block of threads may take."""
+ARCHITECTURES = tuple(SHARED_MEMORY)
+
+
+def choice(kernel: str, arch: str, **key: int) -> dict[str, Any]:
+    """The entry for a kernel at a shape: its block sizes, and `num_warps` and `num_stages`.
+
+    Args:
+        arch: as `arch_of` names it; one without a table takes its nearest.
+        key: the shape's sizes that the kernel's entries ask about.
+
+    Raises:
+        KeyError: no table knows the kernel.
+        UserError: the user's own table cannot be read.
+    """
+    return dict(_choice(kernel, arch, tuple(key.items())))
+
+
+@functools.cache
+def arch_of(device: torch.device) -> str:
+    """sm_90, gfx942, …; a CPU, which interprets, is an sm_80."""
+    if device.type != "cuda":
+        return "sm_80"
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def nearest(arch: str) -> str:
+    """The architecture whose table serves this one: itself, or of its generation that with least memory."""
+    if arch in SHARED_MEMORY:
+        return arch
+    if arch.startswith("gfx"):
+        return "gfx942"
+    same = [known for known in ARCHITECTURES if known[:-1] == arch[:-1]]
+    return min(same, key=SHARED_MEMORY.__getitem__, default="sm_86")
+
+
+@functools.cache
+def _choice(kernel: str, arch: str, key: tuple[tuple[str, int], ...]) -> dict[str, Any]:
+    sizes = dict(key)
+    for entry in _entries(kernel, arch):
+        if all(sizes[name] <= bound for name, bound in entry.get("upto", {}).items()):
+            return {name: value for name, value in entry.items() if name != "upto"}
+    raise KeyError(f"{kernel}: no entry for {sizes} in the table of {arch}")
+
+
+def _entries(kernel: str, arch: str) -> list[dict[str, Any]]:
+    own = _own_table(arch)
+    if kernel in own:
+        return own[kernel]
+    like: str | None = nearest(arch)
+    while like is not None:
+        table = _table(like)
+        if kernel in table["kernels"]:
+            return table["kernels"][kernel]
+        like = table.get("like")
+    raise KeyError(f"{kernel}: in no table for {arch}")
+
+
+@functools.cache
+def _table(arch: str) -> dict[str, Any]:
+    return json.loads((Path(__file__).parent / f"{arch}.json").read_text())
+
+
+@functools.cache
+def _own_table(arch: str) -> dict[str, Any]:
+    path = Path.home() / ".config" / "plait" / "kernels" / f"{arch}.json"
+    try:
+        kernels = json.loads(path.read_text())["kernels"]
+        fits = all(isinstance(entry, dict) for entries in kernels.values() for entry in entries)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no table of kernels ({error}): remake it or remove it") from None
+    if not fits:
+        raise UserError(f"{path} is no table of kernels (an entry is no object): remake it or remove it")
+    return kernels

@@ -82,9 +82,11 @@ def _grid(B: int, L: int, C: int, sizes: dict[str, int]) -> tuple[tuple[int, int
     """The programs, the kernel's block sizes, and how it is launched."""
     span, block = sizes["span"], sizes["block"]
     grid = -(-C // block), -(-L // span), B
-    return grid, {"SPAN": span, "BLOCK": block, "STAGES": sizes["num_stages"]}, {
-        "num_warps": sizes["num_warps"]
-    }
+    return (
+        grid,
+        {"SPAN": span, "BLOCK": block, "STAGES": sizes["num_stages"]},
+        {"num_warps": sizes["num_warps"]},
+    )
 
 
 def _common(

@@ -114,8 +114,6 @@ class Compilation:
     """Arguments that 16 divides, addresses and numbers: the compiler may count on it."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Bytes of each tensor."""
-    flops: int = 0
-    """Of matrix products at this shape."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further options of the compiler, such as `maxnreg`."""
 
@@ -201,12 +199,12 @@ class Usage:
 
 
 def compile_for(compilation: Compilation, arch: str) -> Usage:
-    """Compile ahead of time for one of `TARGETS`; triton keeps the binary in its cache."""
+    """Compile ahead of time for an architecture; triton keeps the binary in its cache."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    limits = LIMITS[arch]
+    limits = LIMITS[nearest(arch)]
     target = GPUTarget(limits.backend, arch if limits.backend == "hip" else int(arch[3:]), limits.warp_size)
     signature = dict(compilation.signature)
     attributes = {

@@ -57,6 +57,8 @@ def choice(kernel: str, arch: str, **key: int) -> dict[str, Any]:
         KeyError: no table knows the kernel.
         UserError: the user's own table cannot be read.
     """
+    if (asked := _asked.get()) is not None:
+        asked.append((kernel, key))
     if (tried := _tried.get()) and kernel in tried:
         return dict(tried[kernel])
     return dict(_choice(kernel, arch, tuple(key.items())))
@@ -82,6 +84,27 @@ def trying(entries: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
         _tried.reset(token)
 
 
+@contextlib.contextmanager
+def watching() -> Iterator[list[tuple[str, dict[str, int]]]]:
+    """Inside, what is asked for is written down: kernels and the sizes they ask with."""
+    token = _asked.set(asked := [])
+    try:
+        yield asked
+    finally:
+        _asked.reset(token)
+
+
+def entries(kernel: str, arch: str) -> list[dict[str, Any]]:
+    """A kernel's entries as they stand, to be changed as one likes."""
+    return [dict(entry) for entry in _entries(kernel, arch)]
+
+
+def fits(entry: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
+    """Whether an entry is for a shape of these sizes."""
+    return all(sizes[name] <= bound for name, bound in entry.get("upto", {}).items())
+
+
+_asked: ContextVar[list[tuple[str, dict[str, int]]] | None] = ContextVar("asked", default=None)
 _assumed: ContextVar[str | None] = ContextVar("assumed", default=None)
 _tried: ContextVar[Mapping[str, Mapping[str, Any]] | None] = ContextVar("tried", default=None)
 
@@ -120,7 +143,7 @@ def own_table_path(arch: str) -> Path:
 def _choice(kernel: str, arch: str, key: tuple[tuple[str, int], ...]) -> dict[str, Any]:
     sizes = dict(key)
     for entry in _entries(kernel, arch):
-        if all(sizes[name] <= bound for name, bound in entry.get("upto", {}).items()):
+        if fits(entry, sizes):
             return {name: value for name, value in entry.items() if name != "upto"}
     raise KeyError(f"{kernel}: no entry for {sizes} in the table of {arch}")
 

@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor
 
-from ...tables import arch_of, choice
+from ...launching import launch, sizes_of
 from . import kernels
 
 __all__ = ["backward", "dot_products", "fits", "forward", "gradients", "output", "squares"]
@@ -37,7 +37,9 @@ def squares(x: Tensor, z: Tensor) -> Tensor:
     x, z, D = x.contiguous(), z.contiguous(), x.shape[-1]
     squares_T11 = x.new_empty(x.numel() // D, 1, 1, dtype=torch.float32)
     grid, options = _rows(x, D)
-    kernels.add_squares[grid](x, z, squares_T11, len(squares_T11), D, **options)
+    arguments = x, z, squares_T11, len(squares_T11), D
+    name = "normalization.add_squares"
+    launch(name, kernels.add_squares, grid, *arguments, written=("squares",), **options)
     return squares_T11
 
 
@@ -47,7 +49,8 @@ def dot_products(dy: Tensor, x: Tensor, z: Tensor, weight_D: Tensor, r_T11: Tens
     products_T11 = torch.empty_like(r_T11)
     grid, options = _rows(x, D)
     arguments = dy, x, z, weight_D.contiguous(), r_T11, products_T11, len(r_T11), D
-    kernels.add_products[grid](*arguments, **options)
+    name = "normalization.add_products"
+    launch(name, kernels.add_products, grid, *arguments, written=("products",), **options)
     return products_T11
 
 
@@ -67,13 +70,16 @@ def gradients(
     T, G, _ = r_TG1.shape
     D = x.shape[-1] // G
     dx, dz = x.new_empty(x.shape), x.new_empty(0) if z is None else z.new_empty(z.shape)
-    sizes = choice("normalization_backward", arch_of(x.device), D=D)
+    sizes = sizes_of("normalization_backward", x.device, D=D)
     block, rows = _block(D, sizes["elements"])
     # Whole blocks of rows a program, so that only the last has less to do.
     tokens = -(-T * G // (sizes["programs"] * rows)) * rows
     grid = -(-T // tokens), G
     dweight_PGD = x.new_empty(*grid, D, dtype=torch.float32)
-    kernels.differentiate[grid](
+    launch(
+        "normalization.differentiate",
+        kernels.differentiate,
+        grid,
         dy,
         x,
         x if z is None else z,
@@ -87,11 +93,12 @@ def gradients(
         G,
         D,
         tokens,
+        written=("dx", "dweight") if z is None else ("dx", "dz", "dweight"),
+        num_warps=sizes["num_warps"],
         ROWS=rows,
         BLOCK=block,
         GATED=z is not None,
         GIVEN=mean_TG1 is not None,
-        num_warps=sizes["num_warps"],
     )
     return dx, dz, dweight_PGD.sum(0).view(-1).to(weight_D.dtype)
 
@@ -102,7 +109,10 @@ def _normalize(
     x = x.contiguous()
     y = x.new_empty(x.shape)
     grid, options = _rows(x, D)
-    kernels.normalize[grid](
+    launch(
+        "normalization.normalize",
+        kernels.normalize,
+        grid,
         x,
         x if z is None else z.contiguous(),
         weight_D.contiguous(),
@@ -112,6 +122,7 @@ def _normalize(
         r_TG1.shape[1],
         D,
         eps,
+        written=("y",) if given else ("y", "r"),
         GATED=z is not None,
         GIVEN=given,
         **options,
@@ -121,7 +132,7 @@ def _normalize(
 
 def _rows(x: Tensor, D: int) -> tuple[tuple[int], dict[str, int]]:
     """A grid over blocks of rows, with the blocks' sizes."""
-    sizes = choice("normalization_forward", arch_of(x.device), D=D)
+    sizes = sizes_of("normalization_forward", x.device, D=D)
     block, rows = _block(D, sizes["elements"])
     options = {"ROWS": rows, "BLOCK": block, "num_warps": sizes["num_warps"]}
     return (-(-x.numel() // (D * rows)),), options

@@ -61,7 +61,8 @@ def launch(
     kernel: Any,
     grid: tuple[int, ...],
     *arguments: Any,
-    written: Sequence[str],
+    written: Sequence[str] = (),
+    updated: Sequence[str] = (),
     num_warps: int,
     num_stages: int = 1,
     **constants: Any,
@@ -71,12 +72,14 @@ def launch(
     Args:
         name: operator.kernel, for the record.
         written: the arguments that it writes to; the other tensors it reads, each once.
+        updated: those that it reads and writes.
         constants: its constexpr arguments.
     """
     record = _record.get()
     if record is not None:
         named = dict(zip(kernel.arg_names, arguments, strict=False)) | constants
-        record.compilations.append(_compilation(name, kernel, grid, named, written, num_warps, num_stages))
+        out = tuple(written), tuple(updated)
+        record.compilations.append(_compilation(name, kernel, grid, named, *out, num_warps, num_stages))
         return
     device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
     if device.type == "cuda" and device.index != torch.cuda.current_device():
@@ -91,14 +94,16 @@ def _compilation(
     kernel: Any,
     grid: tuple[int, ...],
     named: dict[str, Any],
-    written: Sequence[str],
+    written: tuple[str, ...],
+    updated: tuple[str, ...],
     num_warps: int,
     num_stages: int,
 ) -> Compilation:
     constants = {p.name: named[p.name] for p in kernel.params if p.is_constexpr}
     tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
-    # One that stands in for a tensor that is absent, or is given twice, is read once.
-    read = {id(value): value.nbytes for key, value in tensors.items() if key not in written}
+    out = {id(tensors[key]): tensors[key].nbytes for key in (*written, *updated)}
+    # What stands in for a tensor that is absent is another argument, and is not read twice.
+    read = {id(value): value.nbytes for value in tensors.values() if id(value) not in out}
     return Compilation(
         name,
         kernel,
@@ -108,8 +113,8 @@ def _compilation(
         num_warps,
         num_stages,
         {key: value for key, value in named.items() if type(value) is int and key not in constants},
-        sum(read.values()),
-        sum(tensors[key].nbytes for key in written if id(tensors[key]) not in read),
+        sum(read.values()) + sum(tensors[key].nbytes for key in updated),
+        sum(out.values()),
     )
 
 

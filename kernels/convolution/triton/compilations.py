@@ -16,9 +16,9 @@ def compilations(arch: str, shape: Shape) -> list[Compilation]:
     def meta(*size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         return torch.empty(size, dtype=dtype, device="meta")
 
-    x = meta(B, L, C)
+    x, dy = meta(B, L, C), meta(B, L, C)
     rest = meta(C, K), meta(C), meta(B, K - 1, C), meta(B, L, dtype=torch.int64), True
     with recorded(arch) as record:
         forward(x, *rest)
-        backward(x, x, *rest)
+        backward(dy, x, *rest)
     return record.compilations

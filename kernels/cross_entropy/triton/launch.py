@@ -70,7 +70,7 @@ def write_gradient(logits_MV: Tensor, targets_M: Tensor, lse_M: Tensor, z_loss: 
             first,
             logits_MV.stride(0),
             z_loss,
-            written=("logits",),
+            updated=("logits",),
             num_warps=sizes["num_warps"],
             IGNORED=IGNORED,
             BLOCK=sizes["block"],

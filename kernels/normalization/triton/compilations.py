@@ -15,16 +15,18 @@ def compilations(arch: str, shape: Shape) -> list[Compilation]:
     def meta(*size: int) -> torch.Tensor:
         return torch.empty(size, dtype=torch.bfloat16, device="meta")
 
-    x, y, group = (meta(shape.B, shape.L, width) for width in (shape.D, shape.d_inner, shape.d_inner // shape.G))
-    plain, gated, weight = meta(shape.D), meta(shape.d_inner), meta(group.shape[-1])
+    heads, _, head_dim = shape.attention
     with recorded(arch) as record:
-        for one, w in ((x, plain), (meta(shape.B, shape.L, *shape.attention[::2]), meta(shape.attention[2]))):
-            _, r = forward(one, None, w, 1e-5, 1)
-            backward(one, one, None, w, r)
-        _, r = forward(y, y, gated, 1e-5, shape.G)
-        backward(y, y, y, gated, r)
-        r = squares(group, group)
-        output(group, group, weight, r)
-        mean = dot_products(group, group, group, weight, r)
-        gradients(group, group, group, weight, r, mean)
+        for size in ((shape.D,), (heads, head_dim)):
+            dy, x, weight = meta(shape.B, shape.L, *size), meta(shape.B, shape.L, *size), meta(size[-1])
+            _, r = forward(x, None, weight, 1e-5, 1)
+            backward(dy, x, None, weight, r)
+        dy, x, z = (meta(shape.B, shape.L, shape.d_inner) for _ in range(3))
+        _, r = forward(x, z, meta(shape.d_inner), 1e-5, shape.G)
+        backward(dy, x, z, meta(shape.d_inner), r)
+        width = shape.d_inner // shape.G
+        dy, x, z, weight = *(meta(shape.B, shape.L, width) for _ in range(3)), meta(width)
+        r = squares(x, z)
+        output(x, z, weight, r)
+        gradients(dy, x, z, weight, r, dot_products(dy, x, z, weight, r))
     return record.compilations

@@ -26,7 +26,10 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
 def check(
-    fast: Callable[..., Any], slow: Callable[..., Any], inputs: list[Tensor], dtype: torch.dtype = torch.float32
+    fast: Callable[..., Any],
+    slow: Callable[..., Any],
+    inputs: list[Tensor],
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Outputs and all gradients as the specification has them, and the same bits when run again."""
     given = [x.to(dtype).requires_grad_() for x in inputs]
@@ -177,7 +180,8 @@ def test_activations(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("T", "K", "D", "dtype"), [(5, 3, 37, torch.float32), (1, 1, 16, torch.float32), (3, 2, 20, torch.bfloat16)]
+    ("T", "K", "D", "dtype"),
+    [(5, 3, 37, torch.float32), (1, 1, 16, torch.float32), (3, 2, 20, torch.bfloat16)],
 )
 def test_experts(T: int, K: int, D: int, dtype: torch.dtype) -> None:
     """Through experts of which some get nothing."""
@@ -187,7 +191,10 @@ def test_experts(T: int, K: int, D: int, dtype: torch.dtype) -> None:
     factor = 1 + torch.arange(E - 2) / 8
 
     def fast(x: Tensor, weight: Tensor) -> Tensor:
-        rows = experts.dispatch(x, routing) * factor.to(x.dtype).repeat_interleave(routing.counts_E[:-2])[:, None]
+        rows = (
+            experts.dispatch(x, routing)
+            * factor.to(x.dtype).repeat_interleave(routing.counts_E[:-2])[:, None]
+        )
         return experts.combine(rows, weight, routing)
 
     def slow(x: Tensor, weight: Tensor) -> Tensor:

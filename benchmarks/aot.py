@@ -2,8 +2,8 @@
 
     python benchmarks/aot.py [--arch sm_90 …] [--operator ssd …] [--processes 2] [--write]
 
-With --write, the tables go to benchmarks/results/aot/. Nothing here is a time: registers, spilled bytes, shared
-memory and occupancy are the compiler's.
+With --write, the tables go to benchmarks/results/aot/. Nothing here is a time: registers, spilled bytes,
+shared memory and occupancy are the compiler's.
 """
 
 import argparse

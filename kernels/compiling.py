@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .tables import nearest
+
 __all__ = [
     "LIMITS",
     "SHAPES",

@@ -1,8 +1,8 @@
-"""What the vendors' data sheets give of GPUs, and which part of it the model of a kernel's speed counts on."""
+"""What vendors' data sheets give of GPUs, and which part of it the model of a kernel's speed counts on."""
 
 from dataclasses import dataclass
 
-__all__ = ["GPUS", "GPU"]
+__all__ = ["GPU", "GPUS"]
 
 OF_BANDWIDTH = 0.9
 OF_PRODUCTS = 0.8

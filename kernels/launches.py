@@ -1,7 +1,7 @@
 """Every kernel's launches at a shape: what is compiled ahead of time, warmed up, and reckoned with.
 
-Each operator is called on tensors of the shapes and dtypes that a hybrid's training step gives it, forward and
-backward, with documents and a state entering, and without.
+Each operator is called on tensors of the shapes and dtypes that a hybrid's training step gives it, forward
+and backward, with documents and a state entering, and without.
 
 Shapes: B batch, L length, H heads, P head dim, G groups, N state size, D model width, V vocabulary,
 E experts, K experts a token, F hidden width, T tokens, C channels.

@@ -1,10 +1,10 @@
 """Bytes and FLOPs of the scan's kernels by their block sizes, and of mamba_ssm's counted the same way.
 
-A kernel's time is the longer of two: its bytes, each tensor once, since what programs share is met in the L2
-cache, by the memory's bandwidth; and its products, masked parts included, by the tensor cores' speed. What
-moves between L2 and the multiprocessors is counted too, but not turned into a time: vendors give no speed for it.
+A kernel's time is the longer of two: its bytes, each tensor once, since what programs share is met in the
+L2 cache, by the memory's bandwidth; and its products, masked parts included, by the tensor cores' speed. What
+moves between L2 and the multiprocessors is counted too, but not turned into a time: vendors give no speed.
 
-Shapes: T tokens, H heads, P head dim, G groups, N state size, Q chunk length, S elements of all chunks' states.
+Shapes: T tokens, H heads, P head dim, G groups, N state size, Q chunk length, S elements of all states.
 """
 
 from collections.abc import Mapping
@@ -110,7 +110,7 @@ def _floor_products(shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _sizes(shape: Shape) -> tuple[float, float, float, float, float]:
-    """Bytes of x, of B or C, of fp32 numbers a token and head, of C Bᵀ in fp32, and elements of the states."""
+    """Bytes of x, of B or C, of an fp32 a token and head, of C Bᵀ in fp32; elements of the states."""
     T, Q = shape.tokens, min(shape.Q, shape.L)
     states = shape.B * -(-shape.L // Q) * shape.d_inner * shape.N
     return 2 * T * shape.d_inner, 2 * T * shape.G * shape.N, 4 * T * shape.H, 4 * T * Q * shape.G, states

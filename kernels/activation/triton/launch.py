@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...tables import arch_of, choice
+from ...launching import launch, sizes_of
 from . import kernels
 
 __all__ = ["squared_relu", "squared_relu_backward", "swiglu", "swiglu_backward"]
@@ -43,9 +43,9 @@ def swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tenso
 def _launch(kernel: Any, *tensors: Tensor) -> None:
     count = tensors[0].numel()
     if count:
-        sizes = choice("activation", arch_of(tensors[0].device))
+        sizes = sizes_of("activation", tensors[0].device)
         grid = (-(-count // sizes["block"]),)
-        kernel[grid](*tensors, count, BLOCK=sizes["block"], num_warps=sizes["num_warps"])
+        launch(kernel, grid, *tensors, count, num_warps=sizes["num_warps"], BLOCK=sizes["block"])
 
 
 def _like(x: Tensor) -> Tensor:

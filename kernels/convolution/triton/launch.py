@@ -2,10 +2,12 @@
 
 # B batch, L length, C channels, K taps (the halo has K-1 tokens), P programs along tokens and rows
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ...tables import arch_of, choice
+from ...launching import launch, sizes_of
 from . import kernels
 
 __all__ = ["backward", "fits", "forward"]
@@ -28,10 +30,11 @@ def forward(
     B, L, C = x_BLC.shape
     x_BLC = _channels_together(x_BLC)
     y_BLC = x_BLC.new_empty(B, L, C)
-    sizes = choice("convolution_forward", arch_of(x_BLC.device), C=C)
-    grid, block, options = _grid(B, L, C, sizes)
+    sizes = sizes_of("convolution_forward", x_BLC.device, C=C)
+    grid, options = _grid(B, L, C, sizes)
     tensors, strides, constants = _common(x_BLC, weight_CK, bias_C, halo_BKC, document_ids_BL, silu)
-    kernels.convolve[grid](*tensors, y_BLC, L, C, *strides, **constants, **block, **options)
+    arguments = *tensors, y_BLC, L, C, *strides
+    launch(kernels.convolve, grid, *arguments, **constants, **options)
     return y_BLC
 
 
@@ -50,11 +53,13 @@ def backward(
     x_BLC, dy_BLC = _channels_together(x_BLC), _channels_together(dy_BLC)
     dx_BLC = x_BLC.new_empty(B, L, C)
     dhalo_BKC = x_BLC.new_empty(0) if halo_BKC is None else halo_BKC.new_empty(halo_BKC.shape)
-    sizes = choice("convolution_backward", arch_of(x_BLC.device), C=C)
-    grid, block, options = _grid(B, L, C, sizes)
+    sizes = sizes_of("convolution_backward", x_BLC.device, C=C)
+    grid, options = _grid(B, L, C, sizes)
     dtaps_PKC = x_BLC.new_empty(B * grid[1], K + 1, C, dtype=torch.float32)
     tensors, strides, constants = _common(x_BLC, weight_CK, bias_C, halo_BKC, document_ids_BL, silu)
-    kernels.differentiate[grid](
+    launch(
+        kernels.differentiate,
+        grid,
         dy_BLC,
         *tensors,
         dx_BLC,
@@ -65,7 +70,6 @@ def backward(
         *dy_BLC.stride()[:2],
         *strides,
         **constants,
-        **block,
         **options,
     )
     dtaps_KC = dtaps_PKC.sum(0)
@@ -78,15 +82,11 @@ def _channels_together(x_BLC: Tensor) -> Tensor:
     return x_BLC if x_BLC.stride(2) == 1 or x_BLC.shape[2] == 1 else x_BLC.contiguous()
 
 
-def _grid(B: int, L: int, C: int, sizes: dict[str, int]) -> tuple[tuple[int, int, int], dict, dict]:
-    """The programs, the kernel's block sizes, and how it is launched."""
+def _grid(B: int, L: int, C: int, sizes: dict[str, int]) -> tuple[tuple[int, int, int], dict[str, int]]:
+    """The programs, and what of the kernel the table decides."""
     span, block = sizes["span"], sizes["block"]
-    grid = -(-C // block), -(-L // span), B
-    return (
-        grid,
-        {"SPAN": span, "BLOCK": block, "STAGES": sizes["num_stages"]},
-        {"num_warps": sizes["num_warps"]},
-    )
+    options = {"SPAN": span, "BLOCK": block, "STAGES": sizes["num_stages"], "num_warps": sizes["num_warps"]}
+    return (-(-C // block), -(-L // span), B), options
 
 
 def _common(
@@ -96,7 +96,7 @@ def _common(
     halo_BKC: Tensor | None,
     document_ids_BL: Tensor | None,
     silu: bool,
-) -> tuple[tuple[Tensor, ...], tuple[int, ...], dict[str, object]]:
+) -> tuple[tuple[Tensor, ...], tuple[int, ...], dict[str, Any]]:
     """The kernels' inputs, their strides and what is known of them; what is absent is not read."""
     halo_BKC = None if halo_BKC is None else _channels_together(halo_BKC)
     if document_ids_BL is not None and document_ids_BL.stride(1) != 1:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...tables import arch_of, choice
+from ...launching import launch, sizes_of
 from ..eager import IGNORED
 from . import kernels
 
@@ -34,8 +34,10 @@ def reduce_logits(logits_MV: Tensor, targets_M: Tensor, first: int) -> Tensor:
     M, V = logits_MV.shape
     local_2M = logits_MV.new_empty(2, M, dtype=torch.float32)
     if M:
-        sizes = choice("cross_entropy_reduce", arch_of(logits_MV.device), V=V)
-        kernels.reduce[(M,)](
+        sizes = sizes_of("cross_entropy_reduce", logits_MV.device, V=V)
+        launch(
+            kernels.reduce,
+            (M,),
             logits_MV,
             targets_M.contiguous(),
             local_2M[0],
@@ -43,9 +45,9 @@ def reduce_logits(logits_MV: Tensor, targets_M: Tensor, first: int) -> Tensor:
             V,
             first,
             logits_MV.stride(0),
+            num_warps=sizes["num_warps"],
             BLOCK=sizes["block"],
             STAGES=sizes["num_stages"],
-            num_warps=sizes["num_warps"],
         )
     return local_2M
 
@@ -54,8 +56,10 @@ def write_gradient(logits_MV: Tensor, targets_M: Tensor, lse_M: Tensor, z_loss: 
     """Put the gradient of the logits in their place; that of a token without a target is zero."""
     M, V = logits_MV.shape
     if M:
-        sizes = choice("cross_entropy_gradient", arch_of(logits_MV.device), V=V)
-        kernels.subtract_target[(M, -(-V // sizes["block"]))](
+        sizes = sizes_of("cross_entropy_gradient", logits_MV.device, V=V)
+        launch(
+            kernels.subtract_target,
+            (M, -(-V // sizes["block"])),
             logits_MV,
             targets_M.contiguous(),
             lse_M.contiguous(),
@@ -63,7 +67,7 @@ def write_gradient(logits_MV: Tensor, targets_M: Tensor, lse_M: Tensor, z_loss: 
             first,
             logits_MV.stride(0),
             z_loss,
+            num_warps=sizes["num_warps"],
             IGNORED=IGNORED,
             BLOCK=sizes["block"],
-            num_warps=sizes["num_warps"],
         )

@@ -4,7 +4,7 @@
 
 from torch import Tensor
 
-from ...tables import arch_of, choice
+from ...launching import launch, sizes_of
 from . import kernels
 
 __all__ = ["combine", "combine_backward", "dispatch", "dispatch_backward"]
@@ -16,7 +16,8 @@ def dispatch(x_TD: Tensor, inverse_TK: Tensor) -> Tensor:
     rows_SD = x_TD.new_empty(T * K, D)
     if rows_SD.numel():
         grid, options = _grid(x_TD)
-        kernels.scatter[grid](x_TD.contiguous(), inverse_TK.contiguous(), rows_SD, K, D, **options)
+        tensors = x_TD.contiguous(), inverse_TK.contiguous(), rows_SD
+        launch(kernels.scatter, grid, *tensors, K, D, **options)
     return rows_SD
 
 
@@ -39,7 +40,16 @@ def combine_backward(
     if T:
         (_, _), options = _grid(grad_TD)
         inputs = (t.contiguous() for t in (grad_TD, y_SD, weight_TK, inverse_TK))
-        kernels.scatter_scaled[(T,)](*inputs, grad_y_SD, grad_weight_TK, K, D, **options)
+        launch(
+            kernels.scatter_scaled,
+            (T,),
+            *inputs,
+            grad_y_SD,
+            grad_weight_TK,
+            K,
+            D,
+            **options,
+        )
     return grad_y_SD, grad_weight_TK
 
 
@@ -48,7 +58,9 @@ def _gather_sum(rows_SD: Tensor, weight_TK: Tensor | None, inverse_TK: Tensor) -
     out_TD = rows_SD.new_empty(T, D)
     if out_TD.numel():
         grid, options = _grid(out_TD)
-        kernels.gather_sum[grid](
+        launch(
+            kernels.gather_sum,
+            grid,
             rows_SD.contiguous(),
             rows_SD if weight_TK is None else weight_TK,
             inverse_TK.contiguous(),
@@ -64,5 +76,5 @@ def _gather_sum(rows_SD: Tensor, weight_TK: Tensor | None, inverse_TK: Tensor) -
 def _grid(tokens_TD: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
     """A program a token and block of channels, and the blocks' sizes."""
     T, D = tokens_TD.shape
-    sizes = choice("experts", arch_of(tokens_TD.device), D=D)
+    sizes = sizes_of("experts", tokens_TD.device, D=D)
     return (T, -(-D // sizes["block"])), {"BLOCK": sizes["block"], "num_warps": sizes["num_warps"]}

@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor
 
-from ...tables import arch_of, choice
+from ...launching import launch, sizes_of
 from . import kernels
 
 __all__ = ["backward", "dot_products", "fits", "forward", "gradients", "output", "squares"]
@@ -37,7 +37,8 @@ def squares(x: Tensor, z: Tensor) -> Tensor:
     x, z, D = x.contiguous(), z.contiguous(), x.shape[-1]
     squares_T11 = x.new_empty(x.numel() // D, 1, 1, dtype=torch.float32)
     grid, options = _rows(x, D)
-    kernels.add_squares[grid](x, z, squares_T11, len(squares_T11), D, **options)
+    arguments = x, z, squares_T11, len(squares_T11), D
+    launch(kernels.add_squares, grid, *arguments, **options)
     return squares_T11
 
 
@@ -47,7 +48,7 @@ def dot_products(dy: Tensor, x: Tensor, z: Tensor, weight_D: Tensor, r_T11: Tens
     products_T11 = torch.empty_like(r_T11)
     grid, options = _rows(x, D)
     arguments = dy, x, z, weight_D.contiguous(), r_T11, products_T11, len(r_T11), D
-    kernels.add_products[grid](*arguments, **options)
+    launch(kernels.add_products, grid, *arguments, **options)
     return products_T11
 
 
@@ -67,13 +68,15 @@ def gradients(
     T, G, _ = r_TG1.shape
     D = x.shape[-1] // G
     dx, dz = x.new_empty(x.shape), x.new_empty(0) if z is None else z.new_empty(z.shape)
-    sizes = choice("normalization_backward", arch_of(x.device), D=D)
+    sizes = sizes_of("normalization_backward", x.device, D=D)
     block, rows = _block(D, sizes["elements"])
     # Whole blocks of rows a program, so that only the last has less to do.
     tokens = -(-T * G // (sizes["programs"] * rows)) * rows
     grid = -(-T // tokens), G
     dweight_PGD = x.new_empty(*grid, D, dtype=torch.float32)
-    kernels.differentiate[grid](
+    launch(
+        kernels.differentiate,
+        grid,
         dy,
         x,
         x if z is None else z,
@@ -87,11 +90,11 @@ def gradients(
         G,
         D,
         tokens,
+        num_warps=sizes["num_warps"],
         ROWS=rows,
         BLOCK=block,
         GATED=z is not None,
         GIVEN=mean_TG1 is not None,
-        num_warps=sizes["num_warps"],
     )
     return dx, dz, dweight_PGD.sum(0).view(-1).to(weight_D.dtype)
 
@@ -102,7 +105,9 @@ def _normalize(
     x = x.contiguous()
     y = x.new_empty(x.shape)
     grid, options = _rows(x, D)
-    kernels.normalize[grid](
+    launch(
+        kernels.normalize,
+        grid,
         x,
         x if z is None else z.contiguous(),
         weight_D.contiguous(),
@@ -121,7 +126,7 @@ def _normalize(
 
 def _rows(x: Tensor, D: int) -> tuple[tuple[int], dict[str, int]]:
     """A grid over blocks of rows, with the blocks' sizes."""
-    sizes = choice("normalization_forward", arch_of(x.device), D=D)
+    sizes = sizes_of("normalization_forward", x.device, D=D)
     block, rows = _block(D, sizes["elements"])
     options = {"ROWS": rows, "BLOCK": block, "num_warps": sizes["num_warps"]}
     return (-(-x.numel() // (D * rows)),), options

@@ -2,11 +2,13 @@
 
 # D width, G groups, T tokens: the product of all leading dims
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..forms import form_of
 from . import eager
 
 __all__ = ["gated_rms_norm", "rms_norm"]
@@ -55,14 +57,22 @@ def gated_rms_norm(x: Tensor, z: Tensor, weight_D: Tensor, eps: float, num_group
     return _gated_rms_norm(x, z, weight_D, eps, num_groups)[0]
 
 
+def _form(x: Tensor, num_groups: int) -> ModuleType:
+    if form_of(x) == "torch":
+        return eager
+    from . import triton
+
+    return triton if triton.fits(x, num_groups) else eager
+
+
 @torch.library.custom_op("plait::rms_norm", mutates_args=())
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return eager.forward(x, None, weight, eps, 1)
+    return _form(x, 1).forward(x, None, weight, eps, 1)
 
 
 @torch.library.custom_op("plait::rms_norm_backward", mutates_args=())
 def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    dx, _, dweight = eager.backward(dy, x, None, weight, r)
+    dx, _, dweight = _form(x, 1).backward(dy, x, None, weight, r)
     return dx, dweight
 
 
@@ -70,14 +80,14 @@ def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> tupl
 def _gated_rms_norm(
     x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int
 ) -> tuple[Tensor, Tensor]:
-    return eager.forward(x, z, weight, eps, num_groups)
+    return _form(x, num_groups).forward(x, z, weight, eps, num_groups)
 
 
 @torch.library.custom_op("plait::gated_rms_norm_backward", mutates_args=())
 def _gated_rms_norm_backward(
     dy: Tensor, x: Tensor, z: Tensor, weight: Tensor, r: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return eager.backward(dy, x, z, weight, r)
+    return _form(x, r.shape[1]).backward(dy, x, z, weight, r)
 
 
 def _like(tensor: Tensor) -> Tensor:

@@ -49,6 +49,9 @@ class Packing:
     """Of the whole sequence's tokens, where it is cut over ranks and documents are isolated."""
     cut: "Cut | None" = None
     """None where nothing is padded and the sequence is not cut."""
+    most: tuple[int, int] = (0, 0)
+    """Documents of a row and tokens of a document, at most; 0 where it is not known. A GPU's attention would
+    have to ask the device."""
 
     @property
     def last_document_BL(self) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The Triton forms in Triton's interpreter against the specifications; test_hot_path_triton.py runs this file.
+"""The Triton forms in Triton's interpreter, against naive.py; test_hot_path_triton.py runs this file.
 
 Blocks are tiny (the table that the parent writes), so that every loop goes round and every edge is ragged.
 fp32 is compared with the specification in float64; 2e-5 leaves room for sums of some hundred terms in fp32.
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plait.kernels import activation, convolution, cross_entropy, experts, normalization
+from plait.kernels import activation, convolution, experts, normalization
 from plait.kernels.activation import naive as activation_naive
 from plait.kernels.convolution import naive as convolution_naive
 from plait.kernels.cross_entropy import VocabularyShard, linear_cross_entropy, token_cross_entropy

@@ -1,4 +1,4 @@
-"""The kernels; ``r = 1 / sqrt(mean(h²) + eps)`` and ``h = x·silu(z)`` as in eager.py, where the formulas are."""
+"""The kernels; ``r = 1 / sqrt(mean(h²) + eps)``, ``h = x·silu(z)``: the formulas stand in eager.py."""
 
 # T tokens, G groups, D channels of a group. A row is a group of a token: row = token G + group.
 

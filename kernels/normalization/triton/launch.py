@@ -64,7 +64,7 @@ def backward(
 def gradients(
     dy: Tensor, x: Tensor, z: Tensor | None, weight_D: Tensor, r_TG1: Tensor, mean_TG1: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, z and weight; the mean of ``dy·w·r·h`` may be given. Without a gate z's is empty."""
+    """As `backward`; the mean of ``dy·w·r·h`` may be given."""
     dy, x = dy.contiguous(), x.contiguous()
     z = None if z is None else z.contiguous()
     T, G, _ = r_TG1.shape

@@ -39,7 +39,8 @@ class Layer(nn.Module):
         self.mixer = mixer
         self.index = index
 
-    def forward(self, x_BLD: Tensor, packing: Packing, kept: Kept) -> tuple[Tensor, Report]:
+    def forward(self, x_BLD: Tensor, packing: Packing, kept: Kept | None) -> tuple[Tensor, Report]:
+        kept = kept or Kept(self.mixer.mesh)
         with self.mixer.mesh.layer(self.index):
             y_BLD, report = self.mixer(self.norm(x_BLD), packing, kept)
             return x_BLD + y_BLD, report
@@ -145,7 +146,8 @@ class Hybrid(nn.Module):
         x = self.embedding(tokens_BL, dtype)
         reports = []
         for layer in self.layers:
-            kept = Kept(self.mesh)
+            # A compiler recomputes what it traced, and takes nothing from outside of it.
+            kept = None if torch.compiler.is_compiling() else Kept(self.mesh)
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x, report = checkpoint(layer, x, packing, kept, use_reentrant=False, preserve_rng_state=False)
             else:

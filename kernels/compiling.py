@@ -16,6 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .tables import nearest
+
 __all__ = [
     "LIMITS",
     "SHAPES",
@@ -110,19 +112,30 @@ class Compilation:
     grid: tuple[int, ...]
     num_warps: int = 4
     num_stages: int = 3
+    aligned: frozenset[str] = frozenset()
+    """Arguments that 16 divides, addresses and numbers: the compiler may count on it."""
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """Values of integer arguments at this shape: those that 16 divides, triton tells the compiler of."""
-    bytes_read: int = 0
-    """From the device's memory, each tensor as often as its programs cannot share it through the L2 cache."""
-    bytes_written: int = 0
-    flops: int = 0
-    """Of matrix products."""
+    """Bytes of each tensor."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further options of the compiler, such as `maxnreg`."""
 
     @property
     def programs(self) -> int:
         return math.prod(self.grid)
+
+    @property
+    def binary(self) -> tuple[Any, ...]:
+        """Equal for launches that one binary serves."""
+        parts = self.signature, self.constants, self.options
+        texts = tuple(repr(sorted(part.items())) for part in parts)
+        return self.name, texts, self.num_warps, self.num_stages, tuple(sorted(self.aligned))
+
+    def bytes_read(self, usage: "Usage") -> int:
+        """Of the device's memory, if what programs share stays in the L2 cache: each tensor once."""
+        return sum(self.sizes[name] for name in usage.reads)
+
+    def bytes_written(self, usage: "Usage") -> int:
+        return sum(self.sizes[name] for name in usage.writes)
 
 
 @dataclass(frozen=True)
@@ -175,6 +188,9 @@ class Usage:
     """The atomic instructions of the assembly."""
     narrow: tuple[str, ...]
     """Arguments that are addressed with a 32-bit offset from their beginning."""
+    reads: tuple[str, ...]
+    """Tensors that it loads from."""
+    writes: tuple[str, ...]
     tensor_memory: int = 0
     """Columns of tensor memory (sm_100)."""
 
@@ -185,23 +201,20 @@ class Usage:
 
 
 def compile_for(compilation: Compilation, arch: str) -> Usage:
-    """Compile ahead of time for one of `TARGETS`; triton keeps the binary in its cache."""
+    """Compile ahead of time for an architecture; triton keeps the binary in its cache."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    limits = LIMITS[arch]
+    limits = LIMITS[nearest(arch)]
     target = GPUTarget(limits.backend, arch if limits.backend == "hip" else int(arch[3:]), limits.warp_size)
-    signature, constants = dict(compilation.signature), dict(compilation.constants)
-    # As at a launch: an argument that is 1 becomes a constant, one that 16 divides is known to be so.
-    for name, value in compilation.sizes.items():
-        if value == 1 and signature[name] != "constexpr":
-            signature[name], constants[name] = "constexpr", 1
-    attributes = {}
-    for place, (name, kind) in enumerate(signature.items()):
-        if kind.startswith("*") or (kind != "constexpr" and compilation.sizes.get(name, 1) % 16 == 0):
-            attributes[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(compilation.kernel, signature, constants, attributes)
+    signature = dict(compilation.signature)
+    attributes = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(signature)
+        if name in compilation.aligned and signature[name] != "constexpr"
+    }
+    source = ASTSource(compilation.kernel, signature, dict(compilation.constants), attributes)
     options = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages}
     binary: Any = triton.compile(source, target=target, options=options | dict(compilation.options))
     read = _read_amdgcn if limits.backend == "hip" else _read_cubin
@@ -214,7 +227,7 @@ def compile_for(compilation: Compilation, arch: str) -> Usage:
         shared,
         occupancy(limits, registers, shared, compilation.num_warps, columns),
         tuple(sorted(set(_ATOMIC[limits.backend].findall(assembly)))),
-        _narrow(binary.asm["ttir"]),
+        *_addresses(binary.asm["ttir"]),
         columns,
     )
 
@@ -262,17 +275,27 @@ def _read_amdgcn(asm: Mapping[str, Any]) -> tuple[int, int, str]:
     return int(found["vgpr_count"]), int(found["private_segment_fixed_size"]), text
 
 
-def _narrow(ttir: str) -> tuple[str, ...]:
-    """Arguments whose address has a 32-bit offset added, by the IR before any lowering."""
+def _addresses(ttir: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Of the arguments, by the IR before any lowering: which get 32-bit offsets, are read, are written."""
     origin = {name: name for name in re.findall(r"%(\w+): !tt\.ptr", ttir)}
-    narrow = set()
-    for result, operation, operand, rest in re.findall(
-        r"%(\w+) = (tt\.splat|tt\.broadcast|tt\.expand_dims|tt\.addptr) %(\w+)(.*)", ttir
-    ):
+    narrow, reads, writes = set(), set(), set()
+    for line in ttir.splitlines():
+        if carried := re.search(r"iter_args\((.*?)\)", line):
+            for inside, outside in re.findall(r"%(\w+) = %(\w+)", carried[1]):
+                if outside in origin:
+                    origin[inside] = origin[outside]
+        if not (found := re.search(r"(?:%(\w+) = )?tt\.(\w+) %(\w+)(.*)", line)):
+            continue
+        result, operation, operand, rest = found.groups()
         if operand not in origin:
             continue
-        if operation != "tt.addptr":
-            origin[result] = origin[operand]
-        elif re.search(r"i32>?(?: loc.*)?$", rest.strip()):
-            narrow.add(origin[operand])
-    return tuple(sorted(narrow))
+        root = origin[operand]
+        if operation in ("splat", "broadcast", "expand_dims", "addptr", "reshape"):
+            origin[result] = root
+        if operation == "addptr" and operand == root and re.search(r"i32>?(?: loc.*)?$", rest.strip()):
+            narrow.add(root)
+        if operation in ("load", "atomic_rmw", "atomic_cas"):
+            reads.add(root)
+        if operation in ("store", "atomic_rmw", "atomic_cas"):
+            writes.add(root)
+    return tuple(sorted(narrow)), tuple(sorted(reads)), tuple(sorted(writes))

@@ -10,8 +10,11 @@ always. A kernel that a table leaves out is looked for in the one it is "like". 
 `~/.config/plait/kernels/ARCH.json`, of the same form, wins kernel by kernel.
 """
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,16 @@ import torch
 
 from ...errors import UserError
 
-__all__ = ["ARCHITECTURES", "SHARED_MEMORY", "arch_of", "choice", "nearest"]
+__all__ = [
+    "ARCHITECTURES",
+    "SHARED_MEMORY",
+    "arch_of",
+    "assuming",
+    "choice",
+    "nearest",
+    "own_table_path",
+    "trying",
+]
 
 SHARED_MEMORY = {
     "sm_80": 163 << 10,
@@ -45,12 +57,65 @@ def choice(kernel: str, arch: str, **key: int) -> dict[str, Any]:
         KeyError: no table knows the kernel.
         UserError: the user's own table cannot be read.
     """
+    if (asked := _asked.get()) is not None:
+        asked.append((kernel, key))
+    if (tried := _tried.get()) and kernel in tried:
+        return dict(tried[kernel])
     return dict(_choice(kernel, arch, tuple(key.items())))
 
 
-@functools.cache
+@contextlib.contextmanager
+def assuming(arch: str) -> Iterator[None]:
+    """Inside, every device is of this architecture: for compiling ahead of time."""
+    token = _assumed.set(arch)
+    try:
+        yield
+    finally:
+        _assumed.reset(token)
+
+
+@contextlib.contextmanager
+def trying(entries: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+    """Inside, these kernels take these entries whatever the tables say: for tuning."""
+    token = _tried.set(entries)
+    try:
+        yield
+    finally:
+        _tried.reset(token)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[list[tuple[str, dict[str, int]]]]:
+    """Inside, what is asked for is written down: kernels and the sizes they ask with."""
+    token = _asked.set(asked := [])
+    try:
+        yield asked
+    finally:
+        _asked.reset(token)
+
+
+def entries(kernel: str, arch: str) -> list[dict[str, Any]]:
+    """A kernel's entries as they stand, to be changed as one likes."""
+    return [dict(entry) for entry in _entries(kernel, arch)]
+
+
+def fits(entry: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
+    """Whether an entry is for a shape of these sizes."""
+    return all(sizes[name] <= bound for name, bound in entry.get("upto", {}).items())
+
+
+_asked: ContextVar[list[tuple[str, dict[str, int]]] | None] = ContextVar("asked", default=None)
+_assumed: ContextVar[str | None] = ContextVar("assumed", default=None)
+_tried: ContextVar[Mapping[str, Mapping[str, Any]] | None] = ContextVar("tried", default=None)
+
+
 def arch_of(device: torch.device) -> str:
     """sm_90, gfx942, …; a CPU, which interprets, is an sm_80."""
+    return _assumed.get() or _arch_of(device)
+
+
+@functools.cache
+def _arch_of(device: torch.device) -> str:
     if device.type != "cuda":
         return "sm_80"
     if torch.version.hip:
@@ -69,11 +134,16 @@ def nearest(arch: str) -> str:
     return min(same, key=SHARED_MEMORY.__getitem__, default="sm_86")
 
 
+def own_table_path(arch: str) -> Path:
+    """Where a user's own table for an architecture lies."""
+    return Path.home() / ".config" / "plait" / "kernels" / f"{arch}.json"
+
+
 @functools.cache
 def _choice(kernel: str, arch: str, key: tuple[tuple[str, int], ...]) -> dict[str, Any]:
     sizes = dict(key)
     for entry in _entries(kernel, arch):
-        if all(sizes[name] <= bound for name, bound in entry.get("upto", {}).items()):
+        if fits(entry, sizes):
             return {name: value for name, value in entry.items() if name != "upto"}
     raise KeyError(f"{kernel}: no entry for {sizes} in the table of {arch}")
 
@@ -98,7 +168,7 @@ def _table(arch: str) -> dict[str, Any]:
 
 @functools.cache
 def _own_table(arch: str) -> dict[str, Any]:
-    path = Path.home() / ".config" / "plait" / "kernels" / f"{arch}.json"
+    path = own_table_path(arch)
     try:
         kernels = json.loads(path.read_text())["kernels"]
         fits = all(isinstance(entry, dict) for entries in kernels.values() for entry in entries)

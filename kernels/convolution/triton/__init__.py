@@ -7,7 +7,6 @@ threads. Where a document starts, what stands in the registers is set to zero.
 kernels.py holds the two kernels, launch.py what calls them; for 2, 3 or 4 taps.
 """
 
-from .compilations import compilations
 from .launch import backward, fits, forward
 
-__all__ = ["backward", "compilations", "fits", "forward"]
+__all__ = ["backward", "fits", "forward"]

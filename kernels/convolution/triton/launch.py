@@ -34,8 +34,7 @@ def forward(
     grid, options = _grid(B, L, C, sizes)
     tensors, strides, constants = _common(x_BLC, weight_CK, bias_C, halo_BKC, document_ids_BL, silu)
     arguments = *tensors, y_BLC, L, C, *strides
-    name = "convolution.convolve"
-    launch(name, kernels.convolve, grid, *arguments, written=("y",), **constants, **options)
+    launch(kernels.convolve, grid, *arguments, **constants, **options)
     return y_BLC
 
 
@@ -59,7 +58,6 @@ def backward(
     dtaps_PKC = x_BLC.new_empty(B * grid[1], K + 1, C, dtype=torch.float32)
     tensors, strides, constants = _common(x_BLC, weight_CK, bias_C, halo_BKC, document_ids_BL, silu)
     launch(
-        "convolution.differentiate",
         kernels.differentiate,
         grid,
         dy_BLC,
@@ -71,7 +69,6 @@ def backward(
         C,
         *dy_BLC.stride()[:2],
         *strides,
-        written=("dx", "dtaps") if halo_BKC is None else ("dx", "dhalo", "dtaps"),
         **constants,
         **options,
     )

@@ -5,7 +5,6 @@ gradient in the place of the logits. What ranks exchange lies between, and no ho
 have a target: those without one get a gradient of zero.
 """
 
-from .compilations import compilations
 from .launch import chunks, reduce_logits, write_gradient
 
-__all__ = ["chunks", "compilations", "reduce_logits", "write_gradient"]
+__all__ = ["chunks", "reduce_logits", "write_gradient"]

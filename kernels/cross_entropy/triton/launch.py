@@ -36,7 +36,6 @@ def reduce_logits(logits_MV: Tensor, targets_M: Tensor, first: int) -> Tensor:
     if M:
         sizes = sizes_of("cross_entropy_reduce", logits_MV.device, V=V)
         launch(
-            "cross_entropy.reduce",
             kernels.reduce,
             (M,),
             logits_MV,
@@ -46,7 +45,6 @@ def reduce_logits(logits_MV: Tensor, targets_M: Tensor, first: int) -> Tensor:
             V,
             first,
             logits_MV.stride(0),
-            written=("lse", "at_target"),
             num_warps=sizes["num_warps"],
             BLOCK=sizes["block"],
             STAGES=sizes["num_stages"],
@@ -60,7 +58,6 @@ def write_gradient(logits_MV: Tensor, targets_M: Tensor, lse_M: Tensor, z_loss: 
     if M:
         sizes = sizes_of("cross_entropy_gradient", logits_MV.device, V=V)
         launch(
-            "cross_entropy.subtract_target",
             kernels.subtract_target,
             (M, -(-V // sizes["block"])),
             logits_MV,
@@ -70,7 +67,6 @@ def write_gradient(logits_MV: Tensor, targets_M: Tensor, lse_M: Tensor, z_loss: 
             first,
             logits_MV.stride(0),
             z_loss,
-            updated=("logits",),
             num_warps=sizes["num_warps"],
             IGNORED=IGNORED,
             BLOCK=sizes["block"],

@@ -4,7 +4,6 @@ A program takes a token's channels; its K rows are read or written one after ano
 choices. Each row belongs to one token, so that what is written meets nothing, and the bits are fixed.
 """
 
-from .compilations import compilations
 from .launch import combine, combine_backward, dispatch, dispatch_backward
 
-__all__ = ["combine", "combine_backward", "compilations", "dispatch", "dispatch_backward"]
+__all__ = ["combine", "combine_backward", "dispatch", "dispatch_backward"]

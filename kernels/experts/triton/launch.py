@@ -17,7 +17,7 @@ def dispatch(x_TD: Tensor, inverse_TK: Tensor) -> Tensor:
     if rows_SD.numel():
         grid, options = _grid(x_TD)
         tensors = x_TD.contiguous(), inverse_TK.contiguous(), rows_SD
-        launch("experts.scatter", kernels.scatter, grid, *tensors, K, D, written=("rows",), **options)
+        launch(kernels.scatter, grid, *tensors, K, D, **options)
     return rows_SD
 
 
@@ -41,7 +41,6 @@ def combine_backward(
         (_, _), options = _grid(grad_TD)
         inputs = (t.contiguous() for t in (grad_TD, y_SD, weight_TK, inverse_TK))
         launch(
-            "experts.scatter_scaled",
             kernels.scatter_scaled,
             (T,),
             *inputs,
@@ -49,7 +48,6 @@ def combine_backward(
             grad_weight_TK,
             K,
             D,
-            written=("grad_rows", "grad_weight"),
             **options,
         )
     return grad_y_SD, grad_weight_TK
@@ -61,7 +59,6 @@ def _gather_sum(rows_SD: Tensor, weight_TK: Tensor | None, inverse_TK: Tensor) -
     if out_TD.numel():
         grid, options = _grid(out_TD)
         launch(
-            "experts.gather_sum",
             kernels.gather_sum,
             grid,
             rows_SD.contiguous(),
@@ -70,7 +67,6 @@ def _gather_sum(rows_SD: Tensor, weight_TK: Tensor | None, inverse_TK: Tensor) -
             out_TD,
             K,
             D,
-            written=("out",),
             WEIGHTED=weight_TK is not None,
             **options,
         )

@@ -7,7 +7,6 @@ Where ranks share a group, two smaller kernels make the sums that they exchange 
 kernels.py holds the kernels, launch.py what calls them.
 """
 
-from .compilations import compilations
 from .launch import backward, dot_products, fits, forward, gradients, output, squares
 
-__all__ = ["backward", "compilations", "dot_products", "fits", "forward", "gradients", "output", "squares"]
+__all__ = ["backward", "dot_products", "fits", "forward", "gradients", "output", "squares"]

@@ -38,8 +38,7 @@ def squares(x: Tensor, z: Tensor) -> Tensor:
     squares_T11 = x.new_empty(x.numel() // D, 1, 1, dtype=torch.float32)
     grid, options = _rows(x, D)
     arguments = x, z, squares_T11, len(squares_T11), D
-    name = "normalization.add_squares"
-    launch(name, kernels.add_squares, grid, *arguments, written=("squares",), **options)
+    launch(kernels.add_squares, grid, *arguments, **options)
     return squares_T11
 
 
@@ -49,8 +48,7 @@ def dot_products(dy: Tensor, x: Tensor, z: Tensor, weight_D: Tensor, r_T11: Tens
     products_T11 = torch.empty_like(r_T11)
     grid, options = _rows(x, D)
     arguments = dy, x, z, weight_D.contiguous(), r_T11, products_T11, len(r_T11), D
-    name = "normalization.add_products"
-    launch(name, kernels.add_products, grid, *arguments, written=("products",), **options)
+    launch(kernels.add_products, grid, *arguments, **options)
     return products_T11
 
 
@@ -77,7 +75,6 @@ def gradients(
     grid = -(-T // tokens), G
     dweight_PGD = x.new_empty(*grid, D, dtype=torch.float32)
     launch(
-        "normalization.differentiate",
         kernels.differentiate,
         grid,
         dy,
@@ -93,7 +90,6 @@ def gradients(
         G,
         D,
         tokens,
-        written=("dx", "dweight") if z is None else ("dx", "dz", "dweight"),
         num_warps=sizes["num_warps"],
         ROWS=rows,
         BLOCK=block,
@@ -110,7 +106,6 @@ def _normalize(
     y = x.new_empty(x.shape)
     grid, options = _rows(x, D)
     launch(
-        "normalization.normalize",
         kernels.normalize,
         grid,
         x,
@@ -122,7 +117,6 @@ def _normalize(
         r_TG1.shape[1],
         D,
         eps,
-        written=("y",) if given else ("y", "r"),
         GATED=z is not None,
         GIVEN=given,
         **options,

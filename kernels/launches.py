@@ -168,6 +168,16 @@ def _experts(
     # Each token's rows lie far from each other, as they do when sorted by expert.
     inverse = torch.arange(shape.tokens * shape.K).view(shape.K, shape.tokens).t().contiguous()
     weight = torch.ones(shape.tokens, shape.K)
+    # In one group, as both published models choose, and as DeepSeek-V3 does.
+    for groups in (1, 8):
+        choose = (
+            torch.ones(shape.tokens, shape.E),
+            torch.zeros(shape.E),
+            shape.K,
+            groups,
+            max(1, groups // 2),
+        )
+        yield partial(triton.choose, *choose)
     yield partial(triton.dispatch, x, inverse)
     yield partial(triton.dispatch_backward, rows, inverse)
     yield partial(triton.combine, rows, weight, inverse)

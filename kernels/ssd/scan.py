@@ -2,8 +2,8 @@
 
 `begin` runs the stages up to the sequence's final state and launches the exchange; `finish` waits
 for it and makes the output. What a caller computes in between hides the exchange, in the forward
-and, since autograd runs nodes in reverse, in the backward too. Without an exchange `finish` does both at once,
-in the one node of `whole.py`.
+and, since autograd runs nodes in reverse, in the backward too. Without an exchange `finish` does both
+at once, in the one node of `whole.py`.
 
 Shapes: B batch, L length, H heads, P head dim, G groups, N state size, Q chunk length.
 """

@@ -145,16 +145,16 @@ def test_a_group_that_ranks_share() -> None:
     """Each half of the channels, given the other half's sums, makes its half of the whole."""
     T, D = 9, 42
     x, z, w, dy = torch.randn(T, D), torch.randn(T, D), torch.randn(D), torch.randn(T, D)
-    whole = [t.double().requires_grad_() for t in (x, z, w)]
+    whole: Any = [t.double().requires_grad_() for t in (x, z, w)]
     wanted = normalization_naive.gated_rms_norm(*whole, 1e-5, 1)
     wanted_gradients = torch.autograd.grad(wanted, whole, dy.double())
     inner = D // 3
     for mine, other in ((slice(inner), slice(inner, D)), (slice(inner, D), slice(inner))):
-        theirs = [t.double() for t in (x[:, other], z[:, other], w[other])]
+        theirs: Any = [t.double() for t in (x[:, other], z[:, other], w[other])]
         squares = split_eager.squares(*theirs[:2])
         r = torch.rsqrt((squares + split_eager.squares(x[:, mine].double(), z[:, mine].double())) / D + 1e-5)
         sums = [squares[:, 0], split_eager.dot_products(dy[:, other].double(), *theirs, r)[:, 0]]
-        own = [t.contiguous().requires_grad_() for t in (x[:, mine], z[:, mine], w[mine])]
+        own: Any = [t.contiguous().requires_grad_() for t in (x[:, mine], z[:, mine], w[mine])]
         y = normalization.gated_rms_norm_split(
             *own,
             1e-5,
@@ -205,6 +205,21 @@ def test_experts(T: int, K: int, D: int, dtype: torch.dtype) -> None:
     check(fast, slow, [torch.randn(T, D), torch.rand(T, K)], dtype)
 
 
+@pytest.mark.parametrize(
+    ("T", "E", "top_k", "groups", "top_groups"),
+    [(5, 11, 3, 1, 1), (3, 4, 4, 1, 1), (7, 18, 5, 6, 2), (2, 3, 1, 3, 2)],
+)
+def test_choice_of_experts(T: int, E: int, top_k: int, groups: int, top_groups: int) -> None:
+    scores, bias = torch.rand(T, E), torch.randn(E)
+    options = {"top_k": top_k, "num_groups": groups, "top_k_groups": top_groups}
+    chosen = experts.choose_experts(scores, bias, **options)
+    assert torch.equal(chosen, experts.choose_experts_naive(scores, bias, **options))
+    # Numbers that are none choose something that exists all the same.
+    broken = experts.choose_experts(scores * torch.nan, bias, **options)
+    assert broken.min() >= 0
+    assert broken.max() < E
+
+
 @pytest.mark.parametrize("chunk_tokens", [4, None])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 def test_cross_entropy(z_loss: float, chunk_tokens: int | None) -> None:
@@ -235,7 +250,7 @@ def test_cross_entropy_over_a_vocabulary_shard(run_ranks: Callable[..., list[Any
     T, D, rows = 7, 5, (18, 3)
     hidden, weight = torch.randn(T, D), torch.randn(sum(rows), D)
     targets = torch.tensor([0, 17, 18, 20, -100, 19, 4])
-    exact = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
+    exact: Any = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
     wanted = cross_entropy_naive.linear_cross_entropy(*exact, targets, z_loss=0.1)[0]
     wanted_hidden, wanted_weight = torch.autograd.grad(wanted, exact)
     ends = [0, rows[0], sum(rows)]

@@ -2,6 +2,9 @@
 
 # T tokens, G groups, D channels of a group. A row is a group of a token: row = token G + group.
 
+# What one constant of a kernel defines, the same constant reads.
+# pyright: reportPossiblyUnbound=false, reportOperatorIssue=false
+
 import triton
 import triton.language as tl
 

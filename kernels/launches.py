@@ -130,6 +130,8 @@ def _normalization(
     x, weight = _drawn(shape.tokens, shape.D, dtype=dtype), _drawn(shape.D, dtype=dtype)
     yield partial(triton.forward, x, None, weight, 1e-5, 1)
     yield partial(triton.backward, x, x, None, weight, torch.ones(shape.tokens, 1, 1))
+    yield partial(triton.add_forward, x, torch.empty_like(x), weight, 1e-5)
+    yield partial(triton.add_backward, x, x, torch.empty_like(x), weight, torch.ones(shape.tokens, 1, 1))
     x, z = (_drawn(shape.tokens, shape.d_inner, dtype=dtype) for _ in range(2))
     weight, r = _drawn(shape.d_inner, dtype=dtype), torch.ones(shape.tokens, shape.G, 1)
     yield partial(triton.forward, x, z, weight, 1e-5, shape.G)

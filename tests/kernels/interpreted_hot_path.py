@@ -123,6 +123,28 @@ def test_rms_norm(T: int, D: int, groups: int, dtype: torch.dtype) -> None:
     )
 
 
+def added(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    total, normed = normalization.add_rms_norm(x, y, weight, 1e-5)
+    return torch.cat([total, normed])
+
+
+def added_naively(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    total = x + y
+    return torch.cat([total, normalization_naive.rms_norm(total, weight, 1e-5)])
+
+
+@pytest.mark.parametrize(
+    ("T", "D", "dtype"), [(7, 33, torch.float32), (1, 64, torch.float32), (9, 20, torch.float16)]
+)
+def test_sum_and_its_norm(T: int, D: int, dtype: torch.dtype) -> None:
+    check(added, added_naively, [torch.randn(T, D), torch.randn(T, D), torch.randn(D)], dtype)
+    # Where nobody asks for the sum, its gradient is the norm's alone.
+    x, y, weight = torch.randn(T, D, requires_grad=True), torch.randn(T, D), torch.randn(D)
+    wanted = torch.autograd.grad(normalization.rms_norm(x + y, weight, 1e-5).sum(), x)
+    got = torch.autograd.grad(normalization.add_rms_norm(x, y, weight, 1e-5)[1].sum(), x)
+    torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.parametrize(
     ("shape", "groups", "dtype"),
     [
@@ -145,19 +167,19 @@ def test_a_group_that_ranks_share() -> None:
     """Each half of the channels, given the other half's sums, makes its half of the whole."""
     T, D = 9, 42
     x, z, w, dy = torch.randn(T, D), torch.randn(T, D), torch.randn(D), torch.randn(T, D)
-    whole: Any = [t.double().requires_grad_() for t in (x, z, w)]
-    wanted = normalization_naive.gated_rms_norm(*whole, 1e-5, 1)
+    whole = [t.double().requires_grad_() for t in (x, z, w)]
+    wanted = normalization_naive.gated_rms_norm(*whole, eps=1e-5, num_groups=1)
     wanted_gradients = torch.autograd.grad(wanted, whole, dy.double())
     inner = D // 3
     for mine, other in ((slice(inner), slice(inner, D)), (slice(inner, D), slice(inner))):
-        theirs: Any = [t.double() for t in (x[:, other], z[:, other], w[other])]
+        theirs = [t.double() for t in (x[:, other], z[:, other], w[other])]
         squares = split_eager.squares(*theirs[:2])
         r = torch.rsqrt((squares + split_eager.squares(x[:, mine].double(), z[:, mine].double())) / D + 1e-5)
-        sums = [squares[:, 0], split_eager.dot_products(dy[:, other].double(), *theirs, r)[:, 0]]
-        own: Any = [t.contiguous().requires_grad_() for t in (x[:, mine], z[:, mine], w[mine])]
+        sums = [squares[:, 0], split_eager.dot_products(dy[:, other].double(), *theirs, r_T11=r)[:, 0]]
+        own = [t.contiguous().requires_grad_() for t in (x[:, mine], z[:, mine], w[mine])]
         y = normalization.gated_rms_norm_split(
             *own,
-            1e-5,
+            eps=1e-5,
             width=D,
             sum_over_ranks=lambda mine_T1, sums=sums: (mine_T1.double() + sums.pop(0)).float(),
         )
@@ -250,8 +272,8 @@ def test_cross_entropy_over_a_vocabulary_shard(run_ranks: Callable[..., list[Any
     T, D, rows = 7, 5, (18, 3)
     hidden, weight = torch.randn(T, D), torch.randn(sum(rows), D)
     targets = torch.tensor([0, 17, 18, 20, -100, 19, 4])
-    exact: Any = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
-    wanted = cross_entropy_naive.linear_cross_entropy(*exact, targets, z_loss=0.1)[0]
+    exact = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
+    wanted = cross_entropy_naive.linear_cross_entropy(*exact, targets_T=targets, z_loss=0.1)[0]
     wanted_hidden, wanted_weight = torch.autograd.grad(wanted, exact)
     ends = [0, rows[0], sum(rows)]
 

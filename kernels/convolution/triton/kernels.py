@@ -3,7 +3,7 @@
 # w0 meets the token itself, w1 the one before it, and so on; x0 … x3 are those tokens.
 
 # What one constant of a kernel defines, the same constant reads.
-# pyright: reportPossiblyUnbound=false, reportOperatorIssue=false
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl

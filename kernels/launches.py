@@ -130,6 +130,8 @@ def _normalization(
     x, weight = _drawn(shape.tokens, shape.D, dtype=dtype), _drawn(shape.D, dtype=dtype)
     yield partial(triton.forward, x, None, weight, 1e-5, 1)
     yield partial(triton.backward, x, x, None, weight, torch.ones(shape.tokens, 1, 1))
+    yield partial(triton.add_forward, x, torch.empty_like(x), weight, 1e-5)
+    yield partial(triton.add_backward, x, x, torch.empty_like(x), weight, torch.ones(shape.tokens, 1, 1))
     x, z = (_drawn(shape.tokens, shape.d_inner, dtype=dtype) for _ in range(2))
     weight, r = _drawn(shape.d_inner, dtype=dtype), torch.ones(shape.tokens, shape.G, 1)
     yield partial(triton.forward, x, z, weight, 1e-5, shape.G)
@@ -168,6 +170,16 @@ def _experts(
     # Each token's rows lie far from each other, as they do when sorted by expert.
     inverse = torch.arange(shape.tokens * shape.K).view(shape.K, shape.tokens).t().contiguous()
     weight = torch.ones(shape.tokens, shape.K)
+    # In one group, as both published models choose, and as DeepSeek-V3 does.
+    for groups in (1, 8):
+        choose = (
+            torch.ones(shape.tokens, shape.E),
+            torch.zeros(shape.E),
+            shape.K,
+            groups,
+            max(1, groups // 2),
+        )
+        yield partial(triton.choose, *choose)
     yield partial(triton.dispatch, x, inverse)
     yield partial(triton.dispatch_backward, rows, inverse)
     yield partial(triton.combine, rows, weight, inverse)

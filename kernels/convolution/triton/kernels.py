@@ -2,6 +2,9 @@
 
 # w0 meets the token itself, w1 the one before it, and so on; x0 … x3 are those tokens.
 
+# What one constant of a kernel defines, the same constant reads.
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 

@@ -42,7 +42,8 @@ def main() -> None:
         import pydantic  # noqa: F401
     except ImportError:
         sys.exit(
-            f"make gpu: pydantic is not installed: run make gpu-kit where there is a network, and copy {KIT} here"
+            "make gpu: pydantic is not installed: run make gpu-kit where there is a network, and copy "
+            f"{KIT} here"
         )
     if not args.interpret and not torch.cuda.is_available():
         sys.exit("make gpu: torch sees no GPU here; --interpret --tiny rehearses without one")

@@ -1,4 +1,4 @@
-"""Outputs, states and every gradient of every operator, against its specification in float64 on the device."""
+"""Outputs, states and all gradients of every operator, against its specification in float64 there."""
 
 import traceback
 from collections.abc import Callable

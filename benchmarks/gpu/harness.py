@@ -1,5 +1,6 @@
 """A process a section: what one breaks, exhausts or hangs on does not touch the next."""
 
+import contextlib
 import json
 import os
 import signal
@@ -90,10 +91,8 @@ def _run(
             state = "out of time"
         finally:
             # The section and whatever it started.
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
     results = json.loads(found.read_text()) if found.exists() else {}
     found.unlink(missing_ok=True)

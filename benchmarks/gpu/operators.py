@@ -112,6 +112,15 @@ def _before_and_after(draw, ids, tiny: bool) -> Iterator[Case]:
         lambda x, weight: (normalization.rms_norm(x, weight, 1e-5),),
         lambda x, weight: (normalization_naive.rms_norm(x, weight, 1e-5),),
     )
+    inputs = {"x": draw(T, D), "y": draw(T, D), "weight": draw(D)}
+    yield Case(
+        "add_rms_norm",
+        inputs,
+        ("x", "y"),
+        lambda x, y, weight: normalization.add_rms_norm(x, y, weight, 1e-5),
+        # The norm is of the sum as it is rounded: in bf16 the difference is within the limit.
+        lambda x, y, weight: (x + y, normalization_naive.rms_norm(x + y, weight, 1e-5)),
+    )
     inputs = {"x": draw(T, D), "z": draw(T, D), "weight": draw(D)}
     yield Case(
         "gated_rms_norm",
@@ -160,7 +169,8 @@ def _mixtures(draw, generator: torch.Generator, tiny: bool) -> Iterator[Case]:
         "down": draw(E, D, F) / F**0.5,
     }
     device = inputs["x"].device
-    expert = torch.rand(T, E, generator=generator).topk(K).indices.to(device)
+    score = torch.rand(T, E, generator=generator).to(device)
+    expert = experts.choose_experts(score, torch.zeros(E, device=device), top_k=K)
 
     def routed(x, weight, up, down):
         routing = experts.sort_by_expert(expert, E)
@@ -169,6 +179,7 @@ def _mixtures(draw, generator: torch.Generator, tiny: bool) -> Iterator[Case]:
         return (experts.combine(rows, weight, routing),)
 
     def specified(x, weight, up, down):
+        expert = experts.choose_experts_naive(score, torch.zeros_like(score[0]), K, 1, 1).to(device)
         return (experts.experts_naive(x, expert, weight, up, down, activation_naive.squared_relu),)
 
     yield Case("experts", inputs, ("x", "up", "down"), routed, specified)

@@ -1,8 +1,9 @@
-"""plait from its checkout, and the wheels of a kit unpacked beside it, for a Python that has neither installed."""
+"""plait from its checkout, and a kit's wheels unpacked, for a Python that has neither installed."""
 
 import importlib.util
 import platform
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -41,7 +42,23 @@ def unpack(kit: Path) -> Path | None:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(folder)
             done.touch()
+    for source in kit.glob("mamba_ssm-*.tar.gz"):
+        if not (folder / "mamba_ssm").exists():
+            _take_kernels(source, folder)
     return folder if folder.exists() else None
+
+
+def _take_kernels(source: Path, folder: Path) -> None:
+    """Of mamba_ssm's source what is Python, below an empty package: its own imports what CUDA would build."""
+    with tarfile.open(source) as archive:
+        for member in archive.getmembers():
+            _, _, name = member.name.partition("/")
+            if member.isfile() and name.startswith("mamba_ssm/") and name.endswith(".py"):
+                file = archive.extractfile(member)
+                assert file is not None
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(file.read())
+    (folder / "mamba_ssm" / "__init__.py").write_text("")
 
 
 def fits(wheel: str) -> bool:

@@ -61,8 +61,8 @@ def _checks(everything: Everything) -> Iterator[str]:
     if compared:
         wrong = [row for row in compared if not row["right"]]
         yield (
-            f"{len(compared) - len(wrong)} of {len(compared)} comparisons with float64 specifications are within "
-            "their limits: outputs, states and every gradient, by the largest number in each."
+            f"{len(compared) - len(wrong)} of {len(compared)} comparisons with float64 specifications are "
+            "within their limits: outputs, states and every gradient, by the largest number in each."
         )
         rows = []
         for dtype in dict.fromkeys(row["dtype"] for row in compared):
@@ -89,8 +89,8 @@ def _roofline(everything: Everything) -> Iterator[str]:
     found = _of(everything, "roofline")
     if "teraflops" in found:
         yield (
-            f"{found['terabytes_a_second']:.2f} TB/s copied, {found['teraflops']:.0f} TFLOP/s of bf16 products, "
-            "each the best of three sizes."
+            f"{found['terabytes_a_second']:.2f} TB/s copied, {found['teraflops']:.0f} TFLOP/s of bf16 "
+            "products, each the best of three sizes."
         )
 
 

@@ -3,10 +3,12 @@
 B batch, L length, H heads, P head dim, G groups, N state size, Q chunk length.
 """
 
+import importlib
 import inspect
 import os
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,17 +42,18 @@ def run(setting: Setting, results: Results) -> None:
             row: dict[str, Any] = {"form": name, "B": B, "L": L}
             # It must hold for the backward too.
             os.environ["PLAIT_KERNELS"] = "torch" if name == WITHOUT else "triton"
+            form = partial(form, *tensors)
             try:
                 with torch.no_grad():
-                    y = form(*tensors).float()
+                    y = form().float()
                 if reference is None:
                     reference = y
                 difference = (y - reference).abs().max() / reference.abs().max()
                 row["difference"] = difference.item()
                 del y
                 with torch.no_grad():
-                    row["forward"] = measure(lambda form=form: form(*tensors), setting.device)
-                row["both"] = measure(lambda form=form: _both(form, tensors), setting.device)
+                    row["forward"] = measure(form, setting.device)
+                row["both"] = measure(partial(_both, form, tensors), setting.device)
             # A rival may not take a length, a shape or this device; that it did not is the result.
             except Exception as error:
                 row["error"] = (
@@ -67,15 +70,16 @@ def _forms(setting: Setting) -> Iterator[tuple[str, Form]]:
     for Q in (32,) if setting.tiny else (128, 256):
         yield f"plait, Q {Q}", lambda *tensors, Q=Q: ssd(*tensors, chunk_size=Q)[0]
     try:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+        ssd_combined = importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
+        theirs = ssd_combined.mamba_chunk_scan_combined
     except Exception as error:
         yield "mamba_ssm", _absent(error)
     else:
-        yield "mamba_ssm, Q 256", lambda *tensors: mamba_chunk_scan_combined(*tensors, 256, dt_softplus=True)
+        yield "mamba_ssm, Q 256", lambda *tensors: theirs(*tensors, 256, dt_softplus=True)
     Q = 32 if setting.tiny else 256
     # A rehearsal without a GPU leaves out the compiler of C++ that this would need.
-    form = minimal if setting.interpret else torch.compile(minimal, dynamic=False)
-    yield "minimal, torch.compile", lambda *tensors: form(*tensors, Q)
+    compiled = minimal if setting.interpret else torch.compile(minimal, dynamic=False)
+    yield "minimal, torch.compile", lambda *tensors: compiled(*tensors, Q=Q)
     yield WITHOUT, lambda *tensors: ssd(*tensors, chunk_size=64)[0]
     try:
         from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
@@ -107,5 +111,5 @@ def _inputs(device: torch.device, dtype: torch.dtype, sizes: tuple[int, ...]) ->
 
 
 def _both(form: Form, tensors: list[Tensor]) -> None:
-    y = form(*tensors)
+    y = form()
     torch.autograd.grad(y, tensors, torch.ones_like(y))

@@ -1,4 +1,4 @@
-"""A training step of a 1.3 B hybrid on drawn tokens: tokens a second, MFU, peak memory, and where the time goes."""
+"""A training step of a 1.3 B hybrid on drawn tokens: its speed, MFU, peak memory, and where the time goes."""
 
 import gc
 import os
@@ -38,12 +38,12 @@ ATTEMPTS = ((4, False), (4, True), (1, True))
 
 
 def run(setting: Setting, results: Results) -> None:
-    config, length = (TINY, 48) if setting.tiny else (BIG, 4096)
+    config, length = (TINY, 40) if setting.tiny else (BIG, 4096)
     dtype = torch.float32 if setting.interpret else torch.bfloat16
     results.write("shape", {"pattern": config.pattern, "d_model": config.d_model, "length": length})
     for kernels in ("triton", "torch"):
         os.environ["PLAIT_KERNELS"] = kernels
-        for batch, recompute in ATTEMPTS[:1] if setting.tiny else ATTEMPTS:
+        for batch, recompute in ATTEMPTS[-1:] if setting.tiny else ATTEMPTS:
             row: dict[str, Any] = {"kernels": kernels, "batch": batch, "recomputing": recompute}
             try:
                 trace = setting.out / "step-trace.json.gz" if kernels == "triton" else None

@@ -47,6 +47,8 @@ def keep_in(folder: str | None) -> Path:
             "here; name a folder of your own"
         )
     os.environ["TRITON_CACHE_DIR"] = str(path)
+    # Triton 3.10 changes this default; said outright, every version makes the same kernels, and none warns.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     return path
 
 

@@ -1,16 +1,21 @@
-"""Five steps of a tiny model by the Triton forms, in the interpreter; test_training_triton.py runs this file."""
+"""Five steps of a tiny model by the Triton forms, interpreted; test_training_triton.py runs this file."""
 
-import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from plait.kernels.forms import form_of
+from plait.parallel.mesh import Mesh
 from plait.pretrain.config import ModelConfig
-from plait.pretrain.loss import MicroBatch, StepCounts, compute_loss
-from plait.pretrain.model import Packing, build_model
+from plait.pretrain.loss import StepCounts, compute_loss
+from plait.pretrain.micro_batches import Arrays, cut_batch
+from plait.pretrain.model import build_model
 
-STEPS, LENGTH = 5, 21
+STEPS, LENGTH = 5, 10
 MODEL = {
     "pattern": "M*-E",
     "d_model": 16,
@@ -22,33 +27,69 @@ MODEL = {
 }
 
 
-def losses(form: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    monkeypatch.setenv("PLAIT_KERNELS", form)
+def losses(form: str, mesh: Mesh) -> list[float]:
+    """Each step's loss, over all ranks of the mesh."""
     assert form_of(torch.zeros(1)) == form
-    torch.manual_seed(0)
-    model = build_model(ModelConfig.model_validate(MODEL), seed=0)
+    model = build_model(ModelConfig.model_validate(MODEL), seed=0, mesh=mesh)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    counts = StepCounts(targets=LENGTH, tokens=LENGTH, sequences=1)
+    counts = StepCounts(targets=LENGTH - 2, tokens=LENGTH, sequences=1)
     found = []
-    for _ in range(STEPS):
-        tokens, targets = torch.randint(0, 40, (2, 1, LENGTH)).unbind()
-        targets[0, :3] = -100
-        starts = torch.rand(1, LENGTH) < 0.15
-        starts[0, 0] = False
-        packing = Packing(torch.arange(LENGTH)[None], starts.long().cumsum(1))
-        batch = MicroBatch(tokens, targets, packing)
+    for step in range(STEPS):
+        (batch,) = cut_batch(
+            arrays(step, *mesh.tokens(LENGTH)),
+            mesh,
+            length=LENGTH,
+            rows=1,
+            size=None,
+            device=torch.device("cpu"),
+            isolate_documents=True,
+        )
         loss = compute_loss(model, batch, counts, dtype=torch.float32, z_loss=1e-4).total
         optimizer.zero_grad()
         loss.backward()
+        whole = loss.detach().clone()
+        if mesh.world_size > 1:
+            for tensor in (whole, *(p.grad for p in model.parameters())):
+                dist.all_reduce(tensor)
         optimizer.step()
-        found.append(loss.item())
+        found.append(whole.item())
     return found
 
 
-def test_the_forms_train_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = time.process_time()
-    wanted = losses("torch", monkeypatch)
+def arrays(step: int, first: int, end: int) -> Arrays:
+    """A step's sequence, of which a rank has the tokens from `first` to `end`."""
+    draw = np.random.default_rng(step)
+    tokens, targets = draw.integers(0, 40, (2, 1, LENGTH))
+    targets[0, 4:6] = -100
+    # One document is in both halves of the sequence.
+    document_ids = np.repeat([[0, 1, 2, 3]], [1, 2, 4, 3], axis=1).astype(np.int32)
+    part = slice(first, end)
+    return {
+        "tokens": tokens[:, part],
+        "targets": targets[:, part],
+        "positions": np.arange(LENGTH)[None, part],
+        "document_ids": document_ids,
+    }
+
+
+def of_rank(rank: int, folder: str) -> None:
+    store = dist.FileStore(f"{folder}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    mesh = Mesh.create({"sp": 2}, rank=rank, world_size=2).connect(torch.device("cpu"))
+    torch.save(losses("triton", mesh), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_the_forms_train_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where a sequence is cut over two ranks, and its states leave between two kernels."""
+    monkeypatch.setenv("PLAIT_KERNELS", "torch")
+    wanted = losses("torch", Mesh.single())
     assert len(set(wanted)) == STEPS
-    got = losses("triton", monkeypatch)
-    print(got, wanted, time.process_time() - started)
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=0)
+    monkeypatch.setenv("PLAIT_KERNELS", "triton")
+    torch.testing.assert_close(losses("triton", Mesh.single()), wanted, rtol=1e-5, atol=0)
+    # Forks: importing torch anew would take longer than the steps.
+    mp.start_processes(of_rank, (str(tmp_path),), nprocs=2, start_method="fork")
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), wanted, rtol=1e-5, atol=0)

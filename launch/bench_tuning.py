@@ -13,7 +13,7 @@ from ..kernels.tuning import Tuned, tune, write_table
 
 __all__ = ["run"]
 
-TINY = Shape("tiny", 1, 48, 2, 16, 1, 16, 32, 64, 32, Q=32, E=4, K=2)
+TINY = Shape("tiny", 1, 48, 2, 16, 1, 16, 32, 64, 32, Q=32, E=16, K=2)
 
 
 def run(

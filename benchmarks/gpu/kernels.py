@@ -14,7 +14,7 @@ from plait.kernels.tables import arch_of
 from .setting import Results, Setting
 from .timed import measure
 
-TINY = Shape("tiny", 1, 48, 2, 16, 1, 16, 32, 64, 32, Q=32, E=4, K=2)
+TINY = Shape("tiny", 1, 48, 2, 16, 1, 16, 32, 64, 32, Q=32, E=16, K=2)
 
 
 def run(setting: Setting, results: Results) -> None:

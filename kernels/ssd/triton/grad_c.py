@@ -32,18 +32,18 @@ def grad_c_kernel(
     num_p: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     blocks = tl.cdiv(Q, BLOCK_Q)
     splits = R * num_p // V
-    block = blocks - 1 - program % blocks
-    split = program // blocks % splits
+    block = blocks - 1 - (program % blocks).to(tl.int32)
+    split = (program // blocks % splits).to(tl.int32)
     program = program // (blocks * splits)
     g, m = program % G, program // G
-    row, start = m // K, m % K * Q
+    row, start = m // K, (m % K).to(tl.int32) * Q
     B += row * B_b + g * B_g
     C += row * C_b + g * C_g
     live_tokens = tl.minimum(Q, L - start)
 
     i = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     live_i = i < live_tokens
-    t_i = start + i.to(tl.int64)
+    t_i = start + i
     ids_i = documents_of(documents, row, t_i, L - 1, DOCUMENTS)
     id_before = documents_of(documents, row, start - 1, L - 1, DOCUMENTS)
     Ci = load_rows(C, t_i, C_l, live_i, 0, N, BLOCK_N)
@@ -58,8 +58,8 @@ def grad_c_kernel(
         )
         reach = tl.exp(load_vector(log_decay + (m * H + h) * Q, i, live_i))
         reach = tl.where(ids_i == id_before, reach, 0.0)
-        zero = tl.zeros((BLOCK_Q, BLOCK_N), tl.float32)
-        asked = product(dy, state, zero, low, MODE) * reach[:, None]
+        asked = tl.zeros((BLOCK_Q, BLOCK_N), tl.float32)
+        asked = product(dy, state, asked, low, MODE) * reach[:, None]
         grad += asked
         at = through + ((m * H + h) * num_p + part) * Q
         tl.store(at + i, tl.sum(asked * Ci.to(tl.float32), 1), mask=i < Q)
@@ -71,7 +71,7 @@ def grad_c_kernel(
     for source in range(block + 1):
         j = source * BLOCK_Q + tl.arange(0, BLOCK_Q)
         live_j = j < live_tokens
-        t_j = start + j.to(tl.int64)
+        t_j = start + j
         ids_j = documents_of(documents, row, t_j, L - 1, DOCUMENTS)
         tile = tl.zeros((BLOCK_Q, BLOCK_Q), tl.float32)
         for v in range(split * V, split * V + V):
@@ -81,8 +81,8 @@ def grad_c_kernel(
             s = log_decay + (m * H + h) * Q
             s_i, s_j = load_vector(s, i, live_i), load_vector(s, j, live_j)
             dt_j = load_vector(dt + (m * H + h) * Q, j, live_j)
-            zero = tl.zeros((BLOCK_Q, BLOCK_Q), tl.float32)
-            alike = product(dy, tl.trans(xj), zero, low, MODE) * dt_j[None, :]
+            alike = tl.zeros((BLOCK_Q, BLOCK_Q), tl.float32)
+            alike = product(dy, tl.trans(xj), alike, low, MODE) * dt_j[None, :]
             tile += alike * weights_tile(
                 s_i[:, None], s_j[None, :], i[:, None], j[None, :], ids_i[:, None], ids_j[None, :], DOCUMENTS
             )
@@ -93,5 +93,6 @@ def grad_c_kernel(
         grad = product(tile, Bj, grad, low, MODE)
 
     n = tl.arange(0, BLOCK_N)
-    at = grad_C + split * M // K * L * G * N + ((row * L + t_i) * G + g)[:, None] * N + n[None, :]
+    begin = grad_C + ((split * (M // K) + row) * L * G + g) * N
+    at = begin + (t_i.to(tl.int64) * G * N)[:, None] + n[None, :]
     tl.store(at, grad.to(grad_C.dtype.element_ty), mask=live_i[:, None] & (n < N)[None, :])

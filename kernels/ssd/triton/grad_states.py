@@ -27,14 +27,14 @@ def grad_states_kernel(
     program = tl.program_id(0).to(tl.int64)
     num_p: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     num_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    p_first = (program % num_p) * BLOCK_P
-    n_first = (program // num_p % num_n) * BLOCK_N
+    p_first = (program % num_p).to(tl.int32) * BLOCK_P
+    n_first = (program // num_p % num_n).to(tl.int32) * BLOCK_N
     program = program // (num_p * num_n)
     h = program % H
     if FUSED:
         row, chunk, chunks = program // H, K - 1, K
     else:
-        row, chunk, chunks = program // H // K, program // H % K, 1
+        row, chunk, chunks = program // H // K, (program // H % K).to(tl.int32), 1
     writes = (p_first == 0) & (n_first == 0)
     grad_y += row * y_b + h * y_h
     C += row * C_b + h // R * C_g
@@ -60,7 +60,7 @@ def grad_states_kernel(
         for block in range(tl.cdiv(live_tokens, BLOCK_Q)):
             q = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
             live = q < live_tokens
-            t = k * Q + q.to(tl.int64)
+            t = k * Q + q
             reach = tl.exp(load_vector(log_decay + (m * H + h) * Q, q, live))
             ids = documents_of(documents, row, t, L - 1, DOCUMENTS)
             reach = tl.where(ids == id_before, reach, 0.0)

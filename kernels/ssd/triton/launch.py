@@ -187,14 +187,25 @@ def begin_backward(
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     grad_B = torch.empty_like(_split(B, splits), memory_format=torch.contiguous_format)
     direct, rows = _fp32(x, M, H, parts, Q), _fp32(x, M, H, parts, blocks, Q)
-    at_end = _fp32(x, M, H, parts, blocks)
+    columns, passed, at_end = torch.empty_like(direct), torch.empty_like(direct), _fp32(x, M, H, parts)
     on.run(
         grad_x_kernel,
         entry,
         M * shape.G * blocks * splits,
         (
             *(grad_y, x, dt, log_decay, decay, B, C, D, entering, prefix, initial, leaving, suffix),
-            *(grad_final.contiguous(), documents, grad_CB, grad_x, grad_B, direct, rows, at_end),
+            *(
+                grad_final.contiguous(),
+                documents,
+                grad_CB,
+                grad_x,
+                grad_B,
+                direct,
+                rows,
+                columns,
+                passed,
+                at_end,
+            ),
         ),
         (
             *(shape.L, shape.K, M, Q, H, shape.G, shape.R, shape.R * parts // splits),
@@ -215,7 +226,7 @@ def begin_backward(
         on.choice("ssd_grad_steps", shape),
         M * H,
         (
-            *(dt_raw, dt, A, dt_bias, documents, direct, rows, at_end, through),
+            *(dt_raw, dt, A, dt_bias, documents, direct, rows, columns, passed, at_end, through),
             *(grad_dt, grad_A, grad_bias),
         ),
         (dt_low, dt_high, shape.L, shape.K, Q, H, blocks, *dt_raw.stride()[:2]),

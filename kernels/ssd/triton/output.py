@@ -27,11 +27,11 @@ def output_kernel(
     num_p: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     blocks = tl.cdiv(Q, BLOCK_Q)
     # The longest rows of a chunk first: they are not what is waited for in the end.
-    block = blocks - 1 - program % blocks
-    p_first = program // blocks % num_p * BLOCK_P
+    block = blocks - 1 - (program % blocks).to(tl.int32)
+    p_first = (program // blocks % num_p).to(tl.int32) * BLOCK_P
     program = program // (blocks * num_p)
     h, m = program % H, program // H
-    row, start = m // K, m % K * Q
+    row, start = m // K, (m % K).to(tl.int32) * Q
     x += row * x_b + h * x_h
     B += row * B_b + h // R * B_g
     C += row * C_b + h // R * C_g
@@ -41,7 +41,7 @@ def output_kernel(
 
     i = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     live_i = i < live_tokens
-    t_i = start + i.to(tl.int64)
+    t_i = start + i
     s_i = load_vector(log_decay, i, live_i)
     ids_i = documents_of(documents, row, t_i, L - 1, DOCUMENTS)
     id_before = documents_of(documents, row, start - 1, L - 1, DOCUMENTS)
@@ -54,7 +54,7 @@ def output_kernel(
     for source in range(block + 1):
         j = source * BLOCK_Q + tl.arange(0, BLOCK_Q)
         live_j = j < live_tokens
-        t_j = start + j.to(tl.int64)
+        t_j = start + j
         s_j, dt_j = load_vector(log_decay, j, live_j), load_vector(dt, j, live_j)
         ids_j = documents_of(documents, row, t_j, L - 1, DOCUMENTS)
         Bj = load_rows(B, t_j, B_l, live_j, 0, N, BLOCK_N)
@@ -68,5 +68,5 @@ def output_kernel(
         xi = load_rows(x, t_i, x_l, live_i, p_first, P, BLOCK_P).to(tl.float32)
         acc += tl.load(D + h).to(tl.float32) * xi
     p = p_first + tl.arange(0, BLOCK_P)
-    at = y + ((row * L + t_i) * H + h)[:, None] * P + p[None, :]
+    at = y + (row * L * H + h) * P + (t_i.to(tl.int64) * H * P)[:, None] + p[None, :]
     tl.store(at, acc.to(low), mask=live_i[:, None] & (p < P)[None, :])

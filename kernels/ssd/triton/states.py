@@ -30,14 +30,14 @@ def states_kernel(
     program = tl.program_id(0).to(tl.int64)
     num_p: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
     num_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    p_first = (program % num_p) * BLOCK_P
-    n_first = (program // num_p % num_n) * BLOCK_N
+    p_first = (program % num_p).to(tl.int32) * BLOCK_P
+    n_first = (program // num_p % num_n).to(tl.int32) * BLOCK_N
     program = program // (num_p * num_n)
     h = program % H
     if FUSED:
         row, chunk, chunks = program // H, 0, K
     else:
-        row, chunk, chunks = program // H // K, program // H % K, 1
+        row, chunk, chunks = program // H // K, (program // H % K).to(tl.int32), 1
     writes = (p_first == 0) & (n_first == 0)
     x += row * x_b + h * x_h
     B += row * B_b + h // R * B_g
@@ -66,9 +66,9 @@ def states_kernel(
         sum_before = 0.0
         for block in range(blocks):
             q = block * BLOCK_Q + tl.arange(0, BLOCK_Q)
-            t = k * Q + q.to(tl.int64)
+            t = k * Q + q
             live = q < live_tokens
-            raw = tl.load(dt_raw + t * dt_l, mask=live, other=0.0).to(tl.float32) + offset
+            raw = tl.load(dt_raw + t.to(tl.int64) * dt_l, mask=live, other=0.0).to(tl.float32) + offset
             steps = tl.minimum(tl.maximum(softplus(raw), dt_low), dt_high)
             steps = tl.where(live, steps, 0.0)
 

@@ -1,7 +1,8 @@
 """What the kernels share: products, sums that restart at documents, tiles in and out.
 
-Offsets are 64-bit: rows are int64 before they meet a stride. Widths (head dim, state size) are known to the
-compiler, so that a tile that is exactly as wide as they are is not masked.
+Offsets are 64-bit: a row is int64 before it meets a stride. What stays within a sequence is 32-bit, since
+64-bit tiles of positions and document ids cost twice the registers. Widths (head dim, state size) are known
+to the compiler, so that a tile that is exactly as wide as they are is not masked.
 """
 
 import triton
@@ -30,7 +31,8 @@ def product(a, b, acc, LOW: tl.constexpr, MODE: tl.constexpr):
     a, b = a.to(LOW), b.to(LOW)
     if MODE == "interpret":
         return acc + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, acc, input_precision=MODE)
+    else:  # noqa: RET505, both are compiled otherwise
+        return tl.dot(a, b, acc, input_precision=MODE)
 
 
 @triton.jit
@@ -64,7 +66,8 @@ def running_sum(steps, ids, BLOCK: tl.constexpr, DOCUMENTS: tl.constexpr, REVERS
         sees = q[:, None] <= q[None, :] if REVERSE else q[:, None] >= q[None, :]
         sees = sees & (ids[:, None] == ids[None, :])
         return tl.sum(tl.where(sees, steps[None, :], 0.0), 1)
-    return tl.cumsum(steps, 0, reverse=REVERSE)
+    else:  # noqa: RET505
+        return tl.cumsum(steps, 0, reverse=REVERSE)
 
 
 @triton.jit
@@ -74,9 +77,11 @@ def documents_of(documents, row, positions, last, DOCUMENTS: tl.constexpr):
     A negative position is before the sequence, in document 0.
     """
     if DOCUMENTS:
-        ids = tl.load(documents + row * (last + 1) + tl.maximum(tl.minimum(positions, last), 0))
+        begin = documents + row * (last + 1)
+        ids = tl.load(begin + tl.maximum(tl.minimum(positions, last), 0)).to(tl.int32)
         return tl.where(positions < 0, 0, ids)
-    return positions * 0
+    else:  # noqa: RET505
+        return positions * 0
 
 
 @triton.jit
@@ -87,11 +92,12 @@ def load_vector(base, positions, live):
 @triton.jit
 def load_rows(base, rows, stride, live, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """(rows, BLOCK) of a matrix with `stride` between rows, columns from `first`; zero beyond its edges."""
-    columns = first + tl.arange(0, BLOCK)
+    columns = tl.arange(0, BLOCK)
     mask = live[:, None]
     if WIDTH % BLOCK != 0:
-        mask = mask & (columns < WIDTH)[None, :]
-    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
+        mask = mask & (first + columns < WIDTH)[None, :]
+    at = (base + first) + (rows.to(tl.int64) * stride)[:, None] + columns[None, :]
+    return tl.load(at, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -103,9 +109,9 @@ def entering_tile(
     gradient, with what came from beyond the shard."""
     p = first + tl.arange(0, BLOCK_P)
     live = p < P
-    tile = load_rows(states + (m * H + h) * P * N, p.to(tl.int64), N, live, 0, N, BLOCK_N)
+    tile = load_rows(states + (m * H + h) * P * N, p, N, live, 0, N, BLOCK_N)
     if HAS_FAR:
-        beyond = load_rows(far + (row * H + h) * P * N, p.to(tl.int64), N, live, 0, N, BLOCK_N)
+        beyond = load_rows(far + (row * H + h) * P * N, p, N, live, 0, N, BLOCK_N)
         tile += tl.exp(tl.load(edges + m * H + h)) * beyond
     return tile
 

@@ -25,6 +25,7 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> None:
     from rich.console import Console
 
+    from ..kernels.compile_cache import keep_in
     from ..parallel.failures import failure_of
     from ..parallel.pace import Pace
     from ..parallel.processes import start_processes, stop_processes
@@ -49,6 +50,7 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
 
     asked = load_config(config, overrides or ())
     settings = config_for(asked, int(os.environ.get("WORLD_SIZE", "1")))
+    keep_in(settings.train.kernel_cache)
     device = device_of(settings)
     folder = RunFolder(settings.run.dir)
     folder.make()

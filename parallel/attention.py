@@ -8,6 +8,8 @@ Shapes: B batch, L tokens of this shard, S = R L tokens of the sequence, H query
 head dim.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,7 @@ def attend(
     mesh: Mesh,
     *,
     document_ids_BS: Tensor | None,
+    most: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Attend to the tokens of the whole sequence up to one's own, in one's own document.
 
@@ -38,12 +41,13 @@ def attend(
         q_BLHd: of this rank's tokens.
         keys: of `send_keys`.
         document_ids_BS: of all tokens; None is one document.
+        most: documents of a row and tokens of a document, at most; 0 where it is not known.
 
     Returns:
         (B, L, H, d) in q's dtype.
     """
     if isinstance(keys, tuple):
-        return causal_attention(q_BLHd, *keys, document_ids_BS=document_ids_BS)
+        return causal_attention(q_BLHd, *keys, document_ids_BS=document_ids_BS, most=most)
     axis, length = mesh.sp, q_BLHd.shape[1]
     partner, half = axis.size - 1 - axis.place, length // 2
     folds = mesh.fold_queries and partner != axis.place and half > 0
@@ -52,9 +56,10 @@ def attend(
     # (R, B, L, 2, K, d) -> two of (B, R L, K, d), without a copy where B = 1.
     k_BSKd, v_BSKd = keys.wait().transpose(0, 1).flatten(1, 2).unbind(2)
     here = axis.place * length
-    out = causal_attention(q_BLHd[:, :kept], k_BSKd, v_BSKd, document_ids_BS=document_ids_BS, offset=here)
+    documents: Any = {"document_ids_BS": document_ids_BS, "most": most}
+    out = causal_attention(q_BLHd[:, :kept], k_BSKd, v_BSKd, offset=here, **documents)
     if late is None:
         return out
     there = partner * length + kept
-    theirs = causal_attention(late.wait(), k_BSKd, v_BSKd, document_ids_BS=document_ids_BS, offset=there)
+    theirs = causal_attention(late.wait(), k_BSKd, v_BSKd, offset=there, **documents)
     return torch.cat([out, swap_later(theirs, axis, partner).wait()], dim=1)

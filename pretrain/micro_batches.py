@@ -40,6 +40,8 @@ def cut_batch(
         size: sequences a micro-batch; None puts all of them into one.
     """
     size = min(size or rows, rows)
+    padding = mesh.shard_length(length) * mesh.sp.size - length
+    most = _most(arrays["document_ids"], padding) if isolate_documents else (0, 0)
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     return [
         _cut(
@@ -47,17 +49,37 @@ def cut_batch(
             mesh,
             length,
             isolate_documents,
+            most,
         )
         for first in range(0, rows, size)
     ]
 
 
-def _cut(tensors: dict[str, Tensor], mesh: Mesh, length: int, isolate_documents: bool) -> MicroBatch:
+def _most(document_ids: np.ndarray, padding: int) -> tuple[int, int]:
+    """Documents of a row and tokens of a document, at most, with that of padding which may follow.
+
+    They are powers of two, so that what is compiled for them is compiled a few times only.
+    """
+    rows, length = document_ids.shape
+    if rows == 0:
+        return 0, 0
+    # Each row's first token begins a document too, and what is after the last row begins none.
+    begins = np.ones((rows, length), bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    most = int(begins.sum(1).max()) + 1
+    longest = max(padding, int(np.diff(np.flatnonzero(begins), append=rows * length).max()))
+    return 1 << (most - 1).bit_length(), 1 << (longest - 1).bit_length()
+
+
+def _cut(
+    tensors: dict[str, Tensor], mesh: Mesh, length: int, isolate_documents: bool, most: tuple[int, int]
+) -> MicroBatch:
     real_rows, real = tensors["tokens"].shape
     shard = mesh.shard_length(length)
     if real_rows == 0:
         tensors = {name: F.pad(tensor, (0, 0, 0, 1)) for name, tensor in tensors.items()}
         tensors["targets"] = torch.full_like(tensors["targets"], IGNORE)
+        most = 0, 0
     tokens_BL = F.pad(tensors["tokens"], (0, shard - real))
     targets_BL = F.pad(tensors["targets"], (0, shard - real), value=IGNORE)
     positions_BL = F.pad(tensors["positions"], (0, shard - real))
@@ -72,4 +94,4 @@ def _cut(tensors: dict[str, Tensor], mesh: Mesh, length: int, isolate_documents:
             whole_BS = None
     whole = mesh.size("tokens") == 1 and real_rows > 0
     cut = None if whole else Cut(rows=real_rows, tokens=real, length=length)
-    return MicroBatch(tokens_BL, targets_BL, Packing(positions_BL, ids_BL, whole_BS, cut))
+    return MicroBatch(tokens_BL, targets_BL, Packing(positions_BL, ids_BL, whole_BS, cut, most))

@@ -1,10 +1,12 @@
 """``plait::squared_relu`` and ``plait::swiglu`` with their backwards, and the functions that call them."""
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..forms import form_of
 from . import eager
 
 __all__ = ["squared_relu", "swiglu"]
@@ -23,7 +25,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         up: the shape and dtype of gate.
 
     Returns:
-        The shape and dtype of gate; rounded after the SiLU and after the product.
+        The shape and dtype of gate; in torch operators rounded after the SiLU too.
 
     Raises:
         ValueError: gate and up differ in shape or dtype.
@@ -34,24 +36,32 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return _swiglu(gate, up)
 
 
+def _form(x: Tensor) -> ModuleType:
+    if form_of(x) == "torch":
+        return eager
+    from . import triton
+
+    return triton
+
+
 @torch.library.custom_op("plait::squared_relu", mutates_args=())
 def _squared_relu(x: Tensor) -> Tensor:
-    return eager.squared_relu(x)
+    return _form(x).squared_relu(x)
 
 
 @torch.library.custom_op("plait::squared_relu_backward", mutates_args=())
 def _squared_relu_backward(dy: Tensor, x: Tensor) -> Tensor:
-    return eager.squared_relu_backward(dy, x)
+    return _form(x).squared_relu_backward(dy, x)
 
 
 @torch.library.custom_op("plait::swiglu", mutates_args=())
 def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    return eager.swiglu(gate, up)
+    return _form(gate).swiglu(gate, up)
 
 
 @torch.library.custom_op("plait::swiglu_backward", mutates_args=())
 def _swiglu_backward(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    return eager.swiglu_backward(dy, gate, up)
+    return _form(gate).swiglu_backward(dy, gate, up)
 
 
 def _like(tensor: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Causal attention with grouped queries, over whole sequences or packed documents.
 
 `naive.py` is the specification. A whole sequence goes to torch's own scaled dot product attention;
-packed documents, for which it would need a mask of queries times keys, go to `eager.py`, and so do on
-the CPU the later queries of a sequence, whose mask is no square. `step.py` takes one token after
+packed documents, for which it would need a mask of queries times keys, go to `operators.py`, and so do on
+the CPU the later queries of a sequence, whose mask is no square: on a CUDA GPU in half precision to torch's
+flash attention (`flash.py`), elsewhere to blocks of queries (`eager.py`). `step.py` takes one token after
 another.
 """
 
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from .eager import attention as _attention
 from .naive import causal_attention_naive
+from .operators import attention as _attention
 from .step import attention_step
 
 __all__ = ["attention_step", "causal_attention", "causal_attention_naive"]
@@ -25,6 +26,7 @@ def causal_attention(
     *,
     document_ids_BS: Tensor | None = None,
     offset: int = 0,
+    most: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Attend to the tokens up to one's own, in one's own document.
 
@@ -34,6 +36,8 @@ def causal_attention(
             are seen by none.
         document_ids_BS: non-decreasing integers; None is one document.
         offset: the tokens before the first query.
+        most: documents of a row and tokens of a document, at most; 0 where it is not known. On a GPU the
+            host then need not wait for it.
 
     Returns:
         (B, L, H, d) in q's dtype.
@@ -50,9 +54,11 @@ def causal_attention(
     # With an offset torch would make the mask where it has no kernel for it: on the CPU, and in float64.
     masked = offset > 0 and (q_BLHd.device.type != "cuda" or q_BLHd.dtype == torch.float64)
     if document_ids_BS is not None or masked:
-        return _attention(q_BLHd, k_BSKd, v_BSKd, document_ids_BS, offset)[0]
+        return _attention(q_BLHd, k_BSKd, v_BSKd, document_ids_BS, offset, *most)[0]
     repeat = q_BLHd.shape[2] // k_BSKd.shape[2]
     q, k, v = (t.transpose(1, 2) for t in (q_BLHd, k_BSKd[:, :end], v_BSKd[:, :end]))
+    if q.device.type == "cuda" and not offset:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=repeat > 1).transpose(1, 2)
     if repeat > 1:
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
     if offset:

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["attention"]
+__all__ = ["attention", "attention_backward"]
 
 SCORE_ELEMENTS = 1 << 18
 """Scores a block of queries may have at once over all heads: 1 MB in fp32, within the L2 cache."""
@@ -22,7 +21,6 @@ LEAST_QUERIES = 16
 """A block has them even so: at 16384 keys of 8 heads this took half the time of blocks of 2 queries."""
 
 
-@torch.library.custom_op("plait::attention", mutates_args=())
 def attention(
     q_BLHd: Tensor, k_BSKd: Tensor, v_BSKd: Tensor, document_ids_BS: Tensor | None, offset: int
 ) -> tuple[Tensor, Tensor]:
@@ -43,14 +41,6 @@ def attention(
     return out, logsumexp
 
 
-@attention.register_fake
-def _(q, k, v, document_ids, offset):
-    acc = torch.promote_types(q.dtype, torch.float32)
-    lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=acc)
-    return torch.empty_like(q, memory_format=torch.contiguous_format), lse
-
-
-@torch.library.custom_op("plait::attention_backward", mutates_args=())
 def attention_backward(
     grad_out_BLHd: Tensor,
     q_BLHd: Tensor,
@@ -81,40 +71,6 @@ def attention_backward(
         grad_q[:, queries] = _by_query_head(grad_scores @ k[:, :, keys], heads)
         grad_k[:, :, keys] += grad_scores.transpose(-1, -2) @ q_block.flatten(2, 3)
     return grad_q, grad_k_BSKd.to(k_BSKd.dtype), grad_v_BSKd.to(v_BSKd.dtype)
-
-
-@attention_backward.register_fake
-def _(grad_out, q, k, v, out, logsumexp, document_ids, offset):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _setup_context(ctx, inputs, output):
-    q, k, v, document_ids, ctx.offset = inputs
-    ctx.save_for_backward(q, k, v, document_ids, *output)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx, grad_out, _grad_logsumexp):
-    q, k, v, document_ids, out, logsumexp = ctx.saved_tensors
-    gradients = attention_backward(grad_out, q, k, v, out, logsumexp, document_ids, ctx.offset)
-    return *gradients, None, None
-
-
-attention.register_autograd(_backward, setup_context=_setup_context)
-
-
-@register_flop_formula(torch.ops.plait.attention)
-def _flops(q_shape, k_shape, v_shape, document_ids_shape, offset, **kwargs) -> int:
-    """Of attention to all that came before; documents only make it less."""
-    batch, length, heads, head_dim = q_shape
-    pairs = length * offset + length * (length + 1) // 2
-    return 4 * batch * heads * pairs * head_dim
-
-
-@register_flop_formula(torch.ops.plait.attention_backward)
-def _backward_flops(grad_out_shape, q_shape, k_shape, v_shape, *saved, **kwargs) -> int:
-    *_, document_ids_shape, offset = saved
-    return _flops(q_shape, k_shape, v_shape, document_ids_shape, offset) * 5 // 2
 
 
 def _by_key_head(tensor_BLHd: Tensor, k_BSKd: Tensor, dtype: torch.dtype) -> Tensor:

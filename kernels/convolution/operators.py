@@ -1,15 +1,14 @@
-"""``plait::causal_convolution`` and its backward, as torch knows them, and the function that calls them.
-
-Another form for a device registers with ``register_kernel``; the call stays the same.
-"""
+"""``plait::causal_convolution`` and its backward, as torch knows them, and the function that calls them."""
 
 # B batch, L length, C channels, K taps (the halo has K-1 tokens)
 
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..forms import form_of
 from . import eager
 
 __all__ = ["causal_convolution"]
@@ -61,6 +60,14 @@ def causal_convolution(
     return _forward(x_BLC, weight_CK, bias_C, halo_BKC, document_ids_BL, activation == "silu")
 
 
+def _form(x: Tensor, weight: Tensor) -> ModuleType:
+    if form_of(x) == "torch":
+        return eager
+    from . import triton
+
+    return triton if triton.fits(weight) else eager
+
+
 @torch.library.custom_op("plait::causal_convolution", mutates_args=())
 def _forward(
     x: Tensor,
@@ -70,7 +77,7 @@ def _forward(
     document_ids: Tensor | None,
     silu: bool,
 ) -> Tensor:
-    return eager.forward(x, weight, bias, halo, document_ids, silu)
+    return _form(x, weight).forward(x, weight, bias, halo, document_ids, silu)
 
 
 @_forward.register_fake
@@ -95,7 +102,7 @@ def _backward(
     document_ids: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return eager.backward(dy, x, weight, bias, halo, document_ids, silu)
+    return _form(x, weight).backward(dy, x, weight, bias, halo, document_ids, silu)
 
 
 @_backward.register_fake

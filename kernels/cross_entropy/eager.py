@@ -14,7 +14,16 @@ from torch import Tensor
 
 from ..cache_blocks import block_rows
 
-__all__ = ["IGNORED", "add_product", "backward", "chunk_size", "chunks", "forward", "log_sum_exp"]
+__all__ = [
+    "IGNORED",
+    "add_product",
+    "backward",
+    "chunk_size",
+    "chunks",
+    "forward",
+    "log_sum_exp",
+    "with_target",
+]
 
 IGNORED = -100
 # Of the logits of one chunk, in the dtype of hidden. Measured on 2 CPU cores with V = 32000, D = 512: half
@@ -44,13 +53,12 @@ def forward(
     """
     dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
     matrix_VD = weight_VD.to(hidden_TD.dtype)
-    index_N = (targets_T != IGNORED).nonzero()[:, 0]
+    index_N = with_target(targets_T)
     cross_entropy_N = hidden_TD.new_empty(len(index_N), dtype=dtype)
     lse_N = torch.empty_like(cross_entropy_N)
     dhidden_TD = hidden_TD.new_zeros(hidden_TD.shape if with_hidden else (0,))
     dweight_VD = weight_VD.new_zeros(weight_VD.shape if with_weight else (0,), dtype=dtype)
-    for chunk, hidden_MD, logits_MV in chunks(hidden_TD, matrix_VD, index_N, chunk_tokens):
-        index_M = index_N[chunk]
+    for chunk, index_M, hidden_MD, logits_MV in chunks(hidden_TD, matrix_VD, index_N, chunk_tokens):
         cross_entropy_N[chunk], lse_N[chunk] = _reduce_logits(
             logits_MV, targets_T[index_M], z_loss, with_hidden or with_weight
         )
@@ -62,10 +70,15 @@ def forward(
     return cross_entropy + z_loss * lse_N.square().sum(), cross_entropy, dhidden_TD, dweight_VD
 
 
+def with_target(targets_T: Tensor) -> Tensor:
+    """Which tokens have a target (N,); the host waits for how many."""
+    return (targets_T != IGNORED).nonzero()[:, 0]
+
+
 def chunks(
     hidden_TD: Tensor, matrix_VD: Tensor, index_N: Tensor, chunk_tokens: int
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Of each chunk its place among the N, its tokens' hidden (M, D), and their logits (M, V).
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Of each chunk its place among the N, its tokens (M,), their hidden (M, D) and their logits (M, V).
 
     The logits may be overwritten, and are by those of the next chunk.
     """
@@ -73,8 +86,9 @@ def chunks(
     buffer_MV = matrix_VD.new_empty(min(chunk_tokens, len(index_N)), len(matrix_VD))
     for start in range(0, len(index_N), chunk_tokens):
         chunk = slice(start, min(start + chunk_tokens, len(index_N)))
-        hidden_MD = hidden_TD[index_N[chunk]]
-        yield chunk, hidden_MD, torch.mm(hidden_MD, matrix_VD.t(), out=buffer_MV[: len(hidden_MD)])
+        index_M = index_N[chunk]
+        hidden_MD = hidden_TD[index_M]
+        yield chunk, index_M, hidden_MD, torch.mm(hidden_MD, matrix_VD.t(), out=buffer_MV[: len(hidden_MD)])
 
 
 def backward(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..forms import form_of
 from . import eager, sharded
 from .sharded import VocabularyShard
 
@@ -70,7 +71,10 @@ def _forward(
     with_hidden: bool,
     with_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return eager.forward(hidden, weight, targets, z_loss, chunk_tokens, with_hidden, with_weight)
+    constants = z_loss, chunk_tokens, with_hidden, with_weight
+    if form_of(hidden) == "torch":
+        return eager.forward(hidden, weight, targets, *constants)
+    return sharded.forward(hidden, weight, targets, *constants, None)
 
 
 @_forward.register_fake

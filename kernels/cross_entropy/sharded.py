@@ -1,30 +1,33 @@
 """The loss where each of several ranks holds some rows of the head: each has its logits of every token.
 
 A chunk's ranks tell each other two numbers a token, the log-sum-exp of their logits and the target's
-logit, and each then writes its columns of the gradient of the logits by itself.
+logit, and each then writes its columns of the gradient of the logits by itself. The passes over the logits
+are those of sharded_eager.py, or of the Triton form, which takes this way on one rank too.
 """
 
-# T tokens, D width, V rows of the head on this rank, N tokens that have a target, M tokens of a chunk,
-# S tokens of a block, R ranks
+# T tokens, D width, V rows of the head on this rank, M tokens of a chunk, R ranks
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..cache_blocks import block_rows
-from . import eager
+from ..forms import form_of
+from . import eager, sharded_eager
 
 __all__ = [
     "VocabularyShard",
     "check_shapes",
     "exchange",
+    "form_for",
+    "forward",
     "linear_cross_entropy",
+    "losses",
     "most_rows",
-    "reduce_logits",
 ]
 
 
@@ -59,6 +62,39 @@ def linear_cross_entropy(
     )
 
 
+def forward(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    z_loss: float,
+    chunk_tokens: int,
+    with_hidden: bool,
+    with_weight: bool,
+    shard: VocabularyShard | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `eager.forward`, of these rows of the head, or of all of them without a shard."""
+    dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
+    matrix_VD = weight_VD.to(hidden_TD.dtype)
+    first = 0 if shard is None else shard.first
+    form = form_for(hidden_TD)
+    dhidden_TD = hidden_TD.new_zeros(hidden_TD.shape if with_hidden else (0,))
+    dweight_VD = weight_VD.new_zeros(weight_VD.shape if with_weight else (0,), dtype=dtype)
+    lse_T = hidden_TD.new_zeros(len(hidden_TD), dtype=dtype)
+    cross_entropy_T = torch.zeros_like(lse_T)
+    for index_M, hidden_MD, logits_MV in form.chunks(hidden_TD, matrix_VD, targets_T, chunk_tokens):
+        targets_M = targets_T[index_M]
+        lse_M, target_M = exchange(form.reduce_logits(logits_MV, targets_M, first), shard)
+        lse_T[index_M], cross_entropy_T[index_M] = losses(lse_M, target_M, targets_M)
+        if with_hidden or with_weight:
+            form.write_gradient(logits_MV, targets_M, lse_M, z_loss, first)
+        if with_hidden:
+            dhidden_TD[index_M] = logits_MV @ matrix_VD
+        if with_weight:
+            eager.add_product(dweight_VD, logits_MV, hidden_MD)
+    cross_entropy = cross_entropy_T.sum()
+    return cross_entropy + z_loss * lse_T.square().sum(), cross_entropy, dhidden_TD, dweight_VD
+
+
 class _Sharded(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -72,29 +108,12 @@ class _Sharded(torch.autograd.Function):
         with_weight: bool,
         shard: VocabularyShard,
     ) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
-        matrix_VD = weight_VD.to(hidden_TD.dtype)
-        index_N = (targets_T != eager.IGNORED).nonzero()[:, 0]
-        lse_N = hidden_TD.new_empty(len(index_N), dtype=dtype)
-        cross_entropy_N = torch.empty_like(lse_N)
-        dhidden_TD = hidden_TD.new_zeros(hidden_TD.shape if with_hidden else (0,))
-        dweight_VD = weight_VD.new_zeros(weight_VD.shape if with_weight else (0,), dtype=dtype)
-        for chunk, hidden_MD, logits_MV in eager.chunks(hidden_TD, matrix_VD, index_N, chunk_tokens):
-            index_M = index_N[chunk]
-            targets_M = targets_T[index_M]
-            lse_M, target_M = exchange(reduce_logits(logits_MV, targets_M, shard.first), shard)
-            lse_N[chunk], cross_entropy_N[chunk] = lse_M, lse_M - target_M
-            if with_hidden or with_weight:
-                _write_gradient(logits_MV, targets_M, lse_M, z_loss, shard.first)
-            if with_hidden:
-                dhidden_TD.index_copy_(0, index_M, logits_MV @ matrix_VD)
-            if with_weight:
-                eager.add_product(dweight_VD, logits_MV, hidden_MD)
-        cross_entropy = cross_entropy_N.sum()
+        constants = z_loss, chunk_tokens, with_hidden, with_weight, shard
+        total, cross_entropy, *gradients = forward(hidden_TD, weight_VD, targets_T, *constants)
         ctx.with_hidden, ctx.with_weight, ctx.weight_dtype = with_hidden, with_weight, weight_VD.dtype
         ctx.mark_non_differentiable(cross_entropy)
-        ctx.save_for_backward(dhidden_TD, dweight_VD)
-        return cross_entropy + z_loss * lse_N.square().sum(), cross_entropy
+        ctx.save_for_backward(*gradients)
+        return total, cross_entropy
 
     @staticmethod
     @once_differentiable
@@ -105,17 +124,19 @@ class _Sharded(torch.autograd.Function):
         return *gradients, None, None, None, None, None, None
 
 
-def reduce_logits(logits_MV: Tensor, targets_M: Tensor, first: int) -> Tensor:
-    """``(2, M)``, at least fp32: the log-sum-exp of these rows, and the target's logit, -inf if elsewhere."""
-    dtype = torch.promote_types(logits_MV.dtype, torch.float32)
-    local_2M = logits_MV.new_empty(2, len(logits_MV), dtype=dtype)
-    for rows, column_S1, here_S1 in _blocks(logits_MV, targets_M, first):
-        logits_SV = logits_MV[rows].to(dtype)
-        # Faster than logsumexp, which makes its exponentials in several steps.
-        lse_S1 = eager.log_sum_exp(logits_SV, torch.softmax(logits_SV, -1))
-        target_S1 = logits_SV.gather(-1, column_S1).masked_fill_(~here_S1, -torch.inf)
-        local_2M[:, rows] = torch.stack((lse_S1[:, 0], target_S1[:, 0]))
-    return local_2M
+def form_for(hidden_TD: Tensor) -> ModuleType:
+    """What cuts tokens into chunks and passes over their logits."""
+    if form_of(hidden_TD) == "torch":
+        return sharded_eager
+    from . import triton
+
+    return triton
+
+
+def losses(lse_M: Tensor, target_M: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-sum-exp and the cross entropy, 0 of tokens without a target."""
+    none_M = targets_M == eager.IGNORED
+    return lse_M.masked_fill(none_M, 0), (lse_M - target_M).masked_fill(none_M, 0)
 
 
 def exchange(local_2M: Tensor, shard: VocabularyShard | None) -> tuple[Tensor, Tensor]:
@@ -142,26 +163,3 @@ def check_shapes(
 def most_rows(weight_VD: Tensor, shard: VocabularyShard | None) -> int:
     """The rows that a chunk's logits are measured by."""
     return len(weight_VD) if shard is None else shard.rows
-
-
-def _write_gradient(logits_MV: Tensor, targets_M: Tensor, lse_M: Tensor, z_loss: float, first: int) -> None:
-    """Put the gradient of the logits in their place."""
-    for rows, column_S1, here_S1 in _blocks(logits_MV, targets_M, first):
-        lse_S1 = lse_M[rows, None]
-        p_SV = (logits_MV[rows] - lse_S1).exp_()
-        if z_loss:
-            p_SV.mul_(1 + 2 * z_loss * lse_S1)
-        p_SV.scatter_(-1, column_S1, p_SV.gather(-1, column_S1) - here_S1.to(p_SV.dtype))
-        logits_MV[rows] = p_SV
-
-
-def _blocks(logits_MV: Tensor, targets_M: Tensor, first: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Blocks of tokens that fit the cache, each target's column, and whether it is among these at all."""
-    M, V = logits_MV.shape
-    column_M1 = targets_M[:, None] - first
-    here_M1 = (column_M1 >= 0) & (column_M1 < V)
-    column_M1 = column_M1.clamp(0, V - 1)
-    size = block_rows(M, V, logits_MV.device)
-    for start in range(0, M, size):
-        rows = slice(start, start + size)
-        yield rows, column_M1[rows], here_M1[rows]

@@ -28,13 +28,12 @@ def token_cross_entropy(
     """
     sharded.check_shapes("token_cross_entropy", hidden_TD, weight_VD, targets_T, shard)
     matrix_VD = weight_VD.to(hidden_TD.dtype)
-    index_N = (targets_T != eager.IGNORED).nonzero()[:, 0]
     losses_T = hidden_TD.new_zeros(len(hidden_TD), dtype=torch.promote_types(hidden_TD.dtype, torch.float32))
     first = 0 if shard is None else shard.first
     chunk_tokens = eager.chunk_size(hidden_TD, sharded.most_rows(weight_VD, shard))
-    for chunk, _, logits_MV in eager.chunks(hidden_TD, matrix_VD, index_N, chunk_tokens):
-        index_M = index_N[chunk]
-        local_2M = sharded.reduce_logits(logits_MV, targets_T[index_M], first)
-        lse_M, target_M = sharded.exchange(local_2M, shard)
-        losses_T[index_M] = lse_M - target_M
+    form = sharded.form_for(hidden_TD)
+    for index_M, _, logits_MV in form.chunks(hidden_TD, matrix_VD, targets_T, chunk_tokens):
+        targets_M = targets_T[index_M]
+        lse_M, target_M = sharded.exchange(form.reduce_logits(logits_MV, targets_M, first), shard)
+        _, losses_T[index_M] = sharded.losses(lse_M, target_M, targets_M)
     return losses_T

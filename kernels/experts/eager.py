@@ -1,4 +1,4 @@
-"""Tokens sorted by expert, one product an expert, and back: dropless, in an order that is fixed.
+"""Tokens to their sorted rows and back, and a product an expert, in torch operators.
 
 Every sum over a token's experts gathers their rows, one choice after another, in the forward and in the
 backward, so that no atomic and no scatter decides the bits.
@@ -6,69 +6,40 @@ backward, so that no atomic and no scatter decides the bits.
 Shapes: T tokens, K experts a token, S = T K rows sorted by expert, E experts, D in, F out.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-__all__ = ["Routing", "combine", "dispatch", "grouped_linear", "sort_by_expert"]
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Where each token's rows lie once they are sorted by expert."""
-
-    order_S: Tensor
-    """The (token, choice) pair, as ``token K + choice``, at each sorted row."""
-    inverse_TK: Tensor
-    """The sorted row of each token's choice."""
-    counts_E: Tensor
-    """Rows an expert."""
+__all__ = [
+    "choose",
+    "combine",
+    "combine_backward",
+    "dispatch",
+    "dispatch_backward",
+    "grouped_linear",
+    "grouped_linear_backward",
+]
 
 
-def sort_by_expert(expert_TK: Tensor, num_experts: int) -> Routing:
-    """Sort tokens' choices (T, K) by expert, stably."""
-    expert_S, order = torch.sort(expert_TK.flatten(), stable=True)
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(order.numel(), device=order.device)
-    # Not bincount, for which the host waits.
-    ends = torch.searchsorted(expert_S, torch.arange(num_experts, device=order.device), right=True)
-    return Routing(order, inverse.view(expert_TK.shape), torch.diff(ends, prepend=ends.new_zeros(1)))
+def choose(score_TE: Tensor, bias_E: Tensor, top_k: int, num_groups: int, top_k_groups: int) -> Tensor:
+    """The best experts (T, K) of the best groups."""
+    merit_TE = score_TE + bias_E
+    if top_k_groups < num_groups:
+        merit_TGe = merit_TE.unflatten(-1, (num_groups, -1))
+        best_TG = merit_TGe.topk(min(2, merit_TGe.shape[-1]), dim=-1).values.sum(-1)
+        groups = best_TG.topk(top_k_groups, dim=-1).indices
+        others_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter(-1, groups, False)
+        merit_TE = merit_TGe.masked_fill(others_TG[..., None], -torch.inf).flatten(-2)
+    return merit_TE.topk(top_k, dim=-1).indices
 
 
-def dispatch(x_TD: Tensor, routing: Routing) -> Tensor:
-    """Copy each token to its K sorted rows: (T, D) -> (S, D)."""
-    return _dispatch(x_TD, routing.order_S, routing.inverse_TK)
-
-
-def combine(y_SD: Tensor, weight_TK: Tensor, routing: Routing) -> Tensor:
-    """Sum each token's K rows by its weights: (S, D) -> (T, D), accumulated in at least fp32."""
-    return _combine(y_SD, weight_TK, routing.inverse_TK)
-
-
-def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
-    """Each sorted row times the transposed matrix of its expert: (S, D) -> (S, F).
-
-    Args:
-        counts_E: rows an expert.
-    """
-    return _grouped_linear(x_SD, weight_EFD, counts_E)
-
-
-@torch.library.custom_op("plait::experts_dispatch", mutates_args=())
-def _dispatch(x_TD: Tensor, order_S: Tensor, inverse_TK: Tensor) -> Tensor:
+def dispatch(x_TD: Tensor, order_S: Tensor, inverse_TK: Tensor) -> Tensor:
+    """Each token at its K sorted rows (S, D)."""
     return x_TD.index_select(0, order_S // inverse_TK.shape[1])
 
 
-@_dispatch.register_fake
-def _(x_TD, order_S, inverse_TK):
-    return x_TD.new_empty(order_S.shape[0], x_TD.shape[1])
-
-
-@torch.library.custom_op("plait::experts_dispatch_backward", mutates_args=())
-def _dispatch_backward(grad_SD: Tensor, inverse_TK: Tensor) -> Tensor:
+def dispatch_backward(grad_SD: Tensor, inverse_TK: Tensor) -> Tensor:
+    """The sum of each token's K rows (T, D), at least fp32 until it is rounded."""
     if inverse_TK.shape[1] == 1:
         return grad_SD.index_select(0, inverse_TK[:, 0])
     acc = torch.promote_types(grad_SD.dtype, torch.float32)
@@ -78,19 +49,8 @@ def _dispatch_backward(grad_SD: Tensor, inverse_TK: Tensor) -> Tensor:
     return total.to(grad_SD.dtype)
 
 
-@_dispatch_backward.register_fake
-def _(grad_SD, inverse_TK):
-    return grad_SD.new_empty(inverse_TK.shape[0], grad_SD.shape[1])
-
-
-_dispatch.register_autograd(
-    lambda ctx, grad: (_dispatch_backward(grad.contiguous(), ctx.saved_tensors[0]), None, None),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[2]),
-)
-
-
-@torch.library.custom_op("plait::experts_combine", mutates_args=())
-def _combine(y_SD: Tensor, weight_TK: Tensor, inverse_TK: Tensor) -> Tensor:
+def combine(y_SD: Tensor, weight_TK: Tensor, inverse_TK: Tensor) -> Tensor:
+    """The sum of each token's K rows by its weights (T, D)."""
     acc = torch.promote_types(y_SD.dtype, torch.float32)
     weight = weight_TK.to(acc)
     total = y_SD.index_select(0, inverse_TK[:, 0]).to(acc).mul_(weight[:, :1])
@@ -100,15 +60,10 @@ def _combine(y_SD: Tensor, weight_TK: Tensor, inverse_TK: Tensor) -> Tensor:
     return total.to(y_SD.dtype)
 
 
-@_combine.register_fake
-def _(y_SD, weight_TK, inverse_TK):
-    return y_SD.new_empty(inverse_TK.shape[0], y_SD.shape[1])
-
-
-@torch.library.custom_op("plait::experts_combine_backward", mutates_args=())
-def _combine_backward(
+def combine_backward(
     grad_TD: Tensor, y_SD: Tensor, weight_TK: Tensor, inverse_TK: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """The gradients of the rows and of the weights."""
     acc = torch.promote_types(y_SD.dtype, torch.float32)
     grad, weight = grad_TD.to(acc), weight_TK.to(acc)
     grad_y, grad_weight = torch.empty_like(y_SD), torch.empty_like(weight)
@@ -120,22 +75,8 @@ def _combine_backward(
     return grad_y, grad_weight.to(weight_TK.dtype)
 
 
-@_combine_backward.register_fake
-def _(grad_TD, y_SD, weight_TK, inverse_TK):
-    return y_SD.new_empty(y_SD.shape), weight_TK.new_empty(weight_TK.shape)
-
-
-def _combine_autograd(ctx, grad):
-    return *_combine_backward(grad.contiguous(), *ctx.saved_tensors), None
-
-
-_combine.register_autograd(
-    _combine_autograd, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
-)
-
-
-@torch.library.custom_op("plait::grouped_linear", mutates_args=())
-def _grouped_linear(x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
+def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
+    """Each row times the transposed matrix of its expert (S, F)."""
     if _fits_grouped_mm(x_SD, weight_EFD):
         return F.grouped_mm(x_SD, weight_EFD.transpose(1, 2), offs=_ends(counts_E))
     out = x_SD.new_empty(x_SD.shape[0], weight_EFD.shape[1])
@@ -144,15 +85,10 @@ def _grouped_linear(x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tenso
     return out
 
 
-@_grouped_linear.register_fake
-def _(x_SD, weight_EFD, counts_E):
-    return x_SD.new_empty(x_SD.shape[0], weight_EFD.shape[1])
-
-
-@torch.library.custom_op("plait::grouped_linear_backward", mutates_args=())
-def _grouped_linear_backward(
+def grouped_linear_backward(
     grad_SF: Tensor, x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """The gradients of the rows and of the matrices."""
     if _fits_grouped_mm(x_SD, weight_EFD):
         ends = _ends(counts_E)
         grad_x = F.grouped_mm(grad_SF, weight_EFD, offs=ends)
@@ -162,17 +98,6 @@ def _grouped_linear_backward(
         torch.mm(grad_SF[rows], weight_EFD[e], out=grad_x[rows])
         torch.mm(grad_SF[rows].T, x_SD[rows], out=grad_weight[e])
     return grad_x, grad_weight
-
-
-@_grouped_linear_backward.register_fake
-def _(grad_SF, x_SD, weight_EFD, counts_E):
-    return torch.empty_like(x_SD), torch.empty_like(weight_EFD)
-
-
-_grouped_linear.register_autograd(
-    lambda ctx, grad: (*_grouped_linear_backward(grad.contiguous(), *ctx.saved_tensors), None),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-)
 
 
 def _fits_grouped_mm(x_SD: Tensor, weight_EFD: Tensor) -> bool:
@@ -194,13 +119,3 @@ def _groups(counts_E: Tensor) -> list[tuple[int, slice]]:
             groups.append((e, slice(start, start + count)))
         start += count
     return groups
-
-
-@register_flop_formula(torch.ops.plait.grouped_linear)
-def _flops(x_shape, weight_shape, *args, **kwargs) -> int:
-    return 2 * x_shape[0] * weight_shape[1] * weight_shape[2]
-
-
-@register_flop_formula(torch.ops.plait.grouped_linear_backward)
-def _backward_flops(grad_shape, x_shape, weight_shape, *args, **kwargs) -> int:
-    return 4 * x_shape[0] * weight_shape[1] * weight_shape[2]

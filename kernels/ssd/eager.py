@@ -38,14 +38,13 @@ __all__ = [
 ]
 
 
-@torch.library.custom_op("plait::ssd_chunk_state", mutates_args=())
 def chunk_state(
-    x_BLHP: Tensor, dt_BLH: Tensor, A_H: Tensor, B_BLGN: Tensor, documents_BL: Tensor | None, chunk_size: int
+    x_BLHP: Tensor, dt_MHQ: Tensor, A_H: Tensor, B_BLGN: Tensor, documents_BL: Tensor | None, chunk_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Stage 1: what each chunk does to a state that passes it.
 
     Args:
-        dt_BLH: step sizes, after bias, softplus and clamp.
+        dt_MHQ: step sizes, after bias, softplus and clamp.
         documents_BL: document ids; None is one document that continues the state entering.
 
     Returns:
@@ -55,8 +54,8 @@ def chunk_state(
     Q = chunk_size
     heads, head_dim = x_BLHP.shape[2:]
     groups, state_size = B_BLGN.shape[2:]
-    acc = dt_BLH.dtype
-    x, B, dt = chunked(x_BLHP, Q), chunked(B_BLGN, Q), chunked(dt_BLH, Q).transpose(1, 2)
+    acc = dt_MHQ.dtype
+    x, B, dt = chunked(x_BLHP, Q), chunked(B_BLGN, Q), dt_MHQ
     marks = Documents(documents_BL, Q)
 
     log_decay = marks.running_sum(dt * A_H[:, None])
@@ -75,18 +74,6 @@ def chunk_state(
     return log_decay, decay, states
 
 
-@chunk_state.register_fake
-def _(x_BLHP, dt_BLH, A_H, B_BLGN, documents_BL, chunk_size):
-    batch, length, heads, head_dim = x_BLHP.shape
-    M = batch * (length // chunk_size)
-    return (
-        dt_BLH.new_empty(M, heads, chunk_size),
-        dt_BLH.new_empty(M, heads),
-        dt_BLH.new_empty(M, heads, head_dim, B_BLGN.shape[3]),
-    )
-
-
-@torch.library.custom_op("plait::ssd_state_scan", mutates_args=())
 def state_scan(decay_MH: Tensor, states_MHPN: Tensor, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Stage 2: pass the state from chunk to chunk, from zero.
 
@@ -107,21 +94,9 @@ def state_scan(decay_MH: Tensor, states_MHPN: Tensor, batch: int) -> tuple[Tenso
     return entering.view_as(states_MHPN), prefix.reshape(decay_MH.shape), sums[:, -1].clone(), state
 
 
-@state_scan.register_fake
-def _(decay_MH, states_MHPN, batch):
-    heads, head_dim, state_size = states_MHPN.shape[1:]
-    return (
-        torch.empty_like(states_MHPN),
-        torch.empty_like(decay_MH),
-        decay_MH.new_empty(batch, heads),
-        states_MHPN.new_empty(batch, heads, head_dim, state_size),
-    )
-
-
-@torch.library.custom_op("plait::ssd_chunk_output", mutates_args=())
 def chunk_output(
     x_BLHP: Tensor,
-    dt_BLH: Tensor,
+    dt_MHQ: Tensor,
     log_decay_MHQ: Tensor,
     B_BLGN: Tensor,
     C_BLGN: Tensor,
@@ -137,9 +112,8 @@ def chunk_output(
     """
     heads, Q = log_decay_MHQ.shape[1:]
     head_dim, groups = x_BLHP.shape[3], B_BLGN.shape[2]
-    acc, low = dt_BLH.dtype, x_BLHP.dtype
+    acc, low = dt_MHQ.dtype, x_BLHP.dtype
     x, B, C = chunked(x_BLHP, Q), chunked(B_BLGN, Q), chunked(C_BLGN, Q)
-    dt = chunked(dt_BLH, Q).transpose(1, 2)
     marks = Documents(documents_BL, Q)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     for m in blocks(x.shape[0], heads * Q * Q):
@@ -148,7 +122,7 @@ def chunk_output(
         tile = decay_tile(log_decay_MHQ[m])
         tile.view(-1, groups, heads // groups, Q, Q).mul_(CB.unsqueeze(2))
         # What ends in y, which is rounded to x's dtype, may be multiplied in it.
-        inside = tile.to(low) @ (xm.transpose(1, 2) * dt[m][..., None]).to(low)
+        inside = tile.to(low) @ (xm.transpose(1, 2) * dt_MHQ[m][..., None]).to(low)
 
         state = entering_state(entering_MHPN, prefix_MH, initial_BHPN, m).to(low)
         reach = marks.reach(log_decay_MHQ, m)
@@ -159,18 +133,10 @@ def chunk_output(
     return y.view(x_BLHP.shape)
 
 
-@chunk_output.register_fake
-def _(
-    x_BLHP, dt_BLH, log_decay_MHQ, B_BLGN, C_BLGN, D_H, entering_MHPN, prefix_MH, initial_BHPN, documents_BL
-):
-    return torch.empty_like(x_BLHP, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("plait::ssd_chunk_output_backward", mutates_args=())
 def chunk_output_backward(
     grad_y_BLHP: Tensor,
     x_BLHP: Tensor,
-    dt_BLH: Tensor,
+    dt_MHQ: Tensor,
     log_decay_MHQ: Tensor,
     B_BLGN: Tensor,
     C_BLGN: Tensor,
@@ -190,17 +156,17 @@ def chunk_output_backward(
         grad_C (B, L, G, N), grad_D (H,), grad_entering (M, H, P, N).
     """
     heads, Q = log_decay_MHQ.shape[1:]
-    groups, acc, low = B_BLGN.shape[2], dt_BLH.dtype, x_BLHP.dtype
+    groups, acc, low = B_BLGN.shape[2], dt_MHQ.dtype, x_BLHP.dtype
     repeat = heads // groups
     x, B, C = chunked(x_BLHP, Q), chunked(B_BLGN, Q), chunked(C_BLGN, Q)
-    grad_y, dt = chunked(grad_y_BLHP, Q), chunked(dt_BLH, Q).transpose(1, 2).contiguous()
+    grad_y, dt = chunked(grad_y_BLHP, Q), dt_MHQ
     marks = Documents(documents_BL, Q)
 
     grad_x = torch.empty(x.shape, dtype=acc, device=x.device)
     grad_B = torch.empty(B.shape, dtype=acc, device=x.device)
     grad_C = torch.empty(B.shape, dtype=acc, device=x.device)
     grad_dt, grad_log_decay = torch.empty_like(log_decay_MHQ), torch.empty_like(log_decay_MHQ)
-    grad_D = dt_BLH.new_zeros(heads)
+    grad_D = dt_MHQ.new_zeros(heads)
     grad_entering = torch.empty_like(entering_MHPN)
     for m in blocks(x.shape[0], heads * Q * Q):
         xm, gm = x[m].to(acc), grad_y[m].to(acc)
@@ -248,21 +214,6 @@ def chunk_output_backward(
     )
 
 
-@chunk_output_backward.register_fake
-def _(grad_y, x, dt, log_decay, B, C, D, entering, prefix, initial, documents):
-    acc = dt.dtype
-    return (
-        x.new_empty(x.shape, dtype=acc),
-        torch.empty_like(log_decay),
-        torch.empty_like(log_decay),
-        B.new_empty(B.shape, dtype=acc),
-        C.new_empty(C.shape, dtype=acc),
-        dt.new_empty(x.shape[2]),
-        torch.empty_like(entering),
-    )
-
-
-@torch.library.custom_op("plait::ssd_state_scan_backward", mutates_args=())
 def state_scan_backward(
     grad_entering_MHPN: Tensor,
     grad_final_BHPN: Tensor,
@@ -295,24 +246,11 @@ def state_scan_backward(
     return grad_states.view_as(entering_MHPN), grad_decay.reshape(decay_MH.shape), grad.clone()
 
 
-@state_scan_backward.register_fake
-def _(grad_entering_MHPN, grad_final_BHPN, decay_MH, entering_MHPN, prefix_MH, initial_BHPN):
-    return (
-        torch.empty_like(entering_MHPN),
-        torch.empty_like(decay_MH),
-        torch.empty_like(grad_final_BHPN),
-    )
-
-
-@torch.library.custom_op(
-    "plait::ssd_chunk_state_backward",
-    mutates_args=("grad_x_BLHP", "grad_dt_MHQ", "grad_log_decay_MHQ", "grad_B_BLGN"),
-)
 def chunk_state_backward(
     grad_states_MHPN: Tensor,
     grad_decay_MH: Tensor,
     x_BLHP: Tensor,
-    dt_BLH: Tensor,
+    dt_MHQ: Tensor,
     A_H: Tensor,
     log_decay_MHQ: Tensor,
     B_BLGN: Tensor,
@@ -321,17 +259,23 @@ def chunk_state_backward(
     grad_dt_MHQ: Tensor,
     grad_log_decay_MHQ: Tensor,
     grad_B_BLGN: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Add to the partial gradients of x, dt, log_decay and B what comes through the states.
 
     Returns:
-        grad_dt (B, L, H), complete, of the clamped step sizes; grad_A (H,).
+        grad_x and grad_B, complete, in the dtypes of x and B; grad_dt (B, L, H), complete, of the clamped
+        step sizes; grad_A (H,).
     """
     heads, Q = log_decay_MHQ.shape[1:]
-    groups, acc, low = B_BLGN.shape[2], dt_BLH.dtype, x_BLHP.dtype
-    x, B, dt = chunked(x_BLHP, Q), chunked(B_BLGN, Q), chunked(dt_BLH, Q).transpose(1, 2)
+    groups, acc, low = B_BLGN.shape[2], dt_MHQ.dtype, x_BLHP.dtype
+    x, B, dt = chunked(x_BLHP, Q), chunked(B_BLGN, Q), dt_MHQ
     grad_x, grad_B = chunked(grad_x_BLHP, Q), chunked(grad_B_BLGN, Q)
     marks = Documents(documents_BL, Q)
+    new_x, new_B = (
+        torch.empty_like(x, memory_format=torch.contiguous_format),
+        torch.empty_like(B, memory_format=torch.contiguous_format),
+    )
+    new_dt, grad_log_decay = grad_dt_MHQ.clone(), grad_log_decay_MHQ.clone()
     weight = torch.exp((log_decay_MHQ[..., -1:] - log_decay_MHQ).clamp_(max=0))
     if marks.last is not None:
         weight.mul_(marks.last[:, None])
@@ -342,21 +286,17 @@ def chunk_state_backward(
         grad_state = state_by_group(grad_states_MHPN[m], groups)
         grad_update = (Bm @ grad_state.transpose(-1, -2)).transpose(1, 2).reshape(xm.shape) * weight_m
         from_states = (grad_update * xm).sum(-1).transpose(1, 2)
-        grad_dt_MHQ[m] += from_states
+        new_dt[m] += from_states
         passed = from_states * dt[m]
-        grad_log_decay_MHQ[m] -= passed
-        grad_log_decay_MHQ[m, :, -1] += passed.sum(-1)
-        grad_x[m] += grad_update.mul_(dt_m)
+        grad_log_decay[m] -= passed
+        grad_log_decay[m, :, -1] += passed.sum(-1)
+        torch.add(grad_x[m], grad_update.mul_(dt_m), out=new_x[m])
         weighted = by_group(xm * (weight_m * dt_m), groups)
-        grad_B[m] += (weighted.to(low) @ grad_state.to(low)).transpose(1, 2)
+        torch.add(grad_B[m], (weighted.to(low) @ grad_state.to(low)).transpose(1, 2), out=new_B[m])
     # A chunk in which a document starts passes nothing on: its grad_decay is zero.
-    grad_log_decay_MHQ[..., -1] += grad_decay_MH
-    grad_steps = marks.running_sum_backward(grad_log_decay_MHQ)
+    grad_log_decay[..., -1] += grad_decay_MH
+    grad_steps = marks.running_sum_backward(grad_log_decay)
     grad_A = (grad_steps * dt).sum((0, 2))
-    grad_dt = torch.addcmul(grad_dt_MHQ, grad_steps, A_H[:, None].to(acc))
-    return grad_dt.transpose(1, 2).reshape(dt_BLH.shape), grad_A
-
-
-@chunk_state_backward.register_fake
-def _(gs, gd, x, dt, A_H, log_decay, B, documents, grad_x, grad_dt, grad_log_decay, grad_B):
-    return torch.empty_like(dt), torch.empty_like(A_H, dtype=dt.dtype)
+    grad_dt = torch.addcmul(new_dt, grad_steps, A_H[:, None].to(acc))
+    grad_dt = grad_dt.transpose(1, 2).reshape(x_BLHP.shape[:3])
+    return new_x.view(x_BLHP.shape), new_B.view(B_BLGN.shape), grad_dt, grad_A

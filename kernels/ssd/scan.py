@@ -2,7 +2,8 @@
 
 `begin` runs the stages up to the sequence's final state and launches the exchange; `finish` waits
 for it and makes the output. What a caller computes in between hides the exchange, in the forward
-and, since autograd runs nodes in reverse, in the backward too. On one rank `ssd` is both at once.
+and, since autograd runs nodes in reverse, in the backward too. Without an exchange `finish` does both
+at once, in the one node of `whole.py`.
 
 Shapes: B batch, L length, H heads, P head dim, G groups, N state size, Q chunk length.
 """
@@ -13,18 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .eager import (
-    chunk_output,
-    chunk_output_backward,
-    chunk_state,
-    chunk_state_backward,
-    state_scan,
-    state_scan_backward,
-)
+from . import operators, whole
 
 __all__ = ["Exchange", "Pending", "begin", "finish", "ssd"]
 
@@ -49,17 +42,17 @@ class _Link:
 
     exchange: Exchange | None
     incoming: Callable[[], Tensor] | None = None
-    entering_shard: Tensor | None = None
-    partial: tuple[Tensor, ...] = ()
+    inputs: tuple[Tensor | None, ...] = ()
+    kept: tuple[Tensor, ...] = ()
 
 
 @dataclass
 class Pending:
     """A scan between `begin` and `finish`: hand it to `finish`, once."""
 
-    entering: Tensor
-    """(M, H, P, N): the state entering each chunk, from zero; carries the gradient to `begin`."""
-    length: int
+    entering: Tensor | None
+    """(M, H, P, N): the state entering each chunk, from zero; carries the gradient to `begin`. None without
+    an exchange: then all is left to `finish`, and the tensors are the arguments."""
     tensors: dict[str, Any]
     link: _Link
     arrival: Callable[[], Tensor] | None
@@ -126,35 +119,48 @@ def begin(
     Arguments are those of :func:`ssd`, for this shard. Under an exchange, only the first shard of a
     sequence takes an initial state.
     """
-    length = x_BLHP.shape[1]
-    Q = min(chunk_size, length)
     link = _Link(exchange)
-    # Padding is at the end, with dt = 0: it changes no state, and belongs to the last document so that
-    # the final state passes through it.
-    padding = -length % Q
-    documents = document_ids_BL
-    if padding and documents is not None:
-        documents = torch.cat([documents, documents[:, -1:].expand(-1, padding)], dim=1)
-    entering, x, dt, log_decay, prefix, total, final, B = _Begin.apply(
-        x_BLHP, dt_BLH, A_H, B_BLGN, dt_bias_H, initial_state_BHPN, dt_limit, documents, Q, padding, link
+    chunk_size = min(chunk_size, x_BLHP.shape[1])
+    if exchange is None:
+        arguments = {
+            "x": x_BLHP,
+            "dt": dt_BLH,
+            "A": A_H,
+            "B": B_BLGN,
+            "dt_bias": dt_bias_H,
+            "initial": initial_state_BHPN,
+            "documents": document_ids_BL,
+            "constants": (*dt_limit, chunk_size),
+        }
+        return Pending(None, arguments, link, None)
+    entering, x, dt, log_decay, decay, prefix, total, final, B = _Begin.apply(
+        x_BLHP,
+        dt_BLH,
+        A_H,
+        B_BLGN,
+        dt_bias_H,
+        initial_state_BHPN,
+        dt_limit,
+        document_ids_BL,
+        chunk_size,
+        link,
     )
-    arrival = None
     initial = initial_state_BHPN.detach() if initial_state_BHPN is not None else None
-    if exchange is not None:
-        sent = final if initial is None else final + torch.exp(total)[..., None, None] * initial
-        arrival = exchange(total, sent, reverse=False)
+    sent = final if initial is None else final + torch.exp(total)[..., None, None] * initial
+    arrival = exchange(total, sent, reverse=False)
     tensors = {
         "x": x,
         "dt": dt,
         "log_decay": log_decay,
+        "decay": decay,
         "prefix": prefix,
         "total": total,
         "final": final,
         "B": B,
         "initial": initial,
-        "documents": documents,
+        "documents": document_ids_BL,
     }
-    return Pending(entering, length, tensors, link, arrival)
+    return Pending(entering, tensors, link, arrival)
 
 
 def finish(pending: Pending, C_BLGN: Tensor, *, D_H: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -167,17 +173,22 @@ def finish(pending: Pending, C_BLGN: Tensor, *, D_H: Tensor | None = None) -> tu
         raise RuntimeError("this scan is finished; begin another one")
     pending.finished = True
     tensors = pending.tensors
+    if pending.entering is None:
+        first = (tensors[name] for name in ("x", "dt", "A", "B"))
+        last = (tensors[name] for name in ("dt_bias", "initial", "documents"))
+        return whole.ssd(*first, C_BLGN, D_H, *last, *tensors["constants"])[:2]
     initial = tensors["initial"]
     if pending.arrival is not None:
         arrived = pending.arrival()
         initial = arrived if initial is None else arrived + initial
-    y, state = _Finish.apply(
+    return _Finish.apply(
         pending.entering,
         C_BLGN,
         D_H,
         tensors["x"],
         tensors["dt"],
         tensors["log_decay"],
+        tensors["decay"],
         tensors["prefix"],
         tensors["total"],
         tensors["final"],
@@ -186,108 +197,91 @@ def finish(pending: Pending, C_BLGN: Tensor, *, D_H: Tensor | None = None) -> tu
         tensors["documents"],
         pending.link,
     )
-    return y[:, : pending.length], state
-
-
-def _pad(tensor_BLx: Tensor, padding: int) -> Tensor:
-    return F.pad(tensor_BLx, (0, 0) * (tensor_BLx.dim() - 2) + (0, padding)) if padding else tensor_BLx
 
 
 class _Begin(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dt_raw, A, B, dt_bias, initial, dt_limit, documents, Q, padding, link):
-        acc = torch.promote_types(x.dtype, torch.float32)
-        ctx.dt_limit, ctx.padding, ctx.link, ctx.has_bias = dt_limit, padding, link, dt_bias is not None
-        biased = dt_raw.to(acc) if dt_bias is None else dt_raw.to(acc) + dt_bias.to(acc)
-        dt = _pad(F.softplus(biased).clamp_(*dt_limit), padding)
-        ctx.length = x.shape[1]
-        x, B, A = _pad(x, padding), _pad(B, padding), A.to(acc)
-        log_decay, decay, states = chunk_state(x, dt, A, B, documents, Q)
-        entering, prefix, total, final = state_scan(decay, states, x.shape[0])
-        ctx.save_for_backward(x, dt, A, B, biased, log_decay, decay, entering, prefix, documents)
-        ctx.dtypes = (dt_raw.dtype, dt_bias.dtype if dt_bias is not None else None)
-        # Only `entering` carries a gradient; x and B come back as what `finish` reads, padded.
+    def forward(ctx, x, dt_raw, A, B, dt_bias, initial, dt_limit, documents, Q, link):
+        ctx.dt_limit, ctx.link = dt_limit, link
+        dt, log_decay, decay, entering, prefix, total, final = operators.begin(
+            x, dt_raw, A, B, dt_bias, documents, *dt_limit, Q
+        )
+        ctx.save_for_backward(
+            x, dt_raw, A, B, dt_bias, dt, log_decay, decay, entering, prefix, total, documents
+        )
+        # Only `entering` carries a gradient; x and B come back as what `finish` reads.
         x, B = x.detach(), B.detach()
-        ctx.mark_non_differentiable(x, dt, log_decay, prefix, total, final, B)
-        return entering, x, dt, log_decay, prefix, total, final, B
+        ctx.mark_non_differentiable(x, dt, log_decay, decay, prefix, total, final, B)
+        return entering, x, dt, log_decay, decay, prefix, total, final, B
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_entering, *_):
-        x, dt, A, B, biased, log_decay, decay, entering, prefix, documents = ctx.saved_tensors
+    def backward(ctx, *_):
+        x, dt_raw, A, B, dt_bias, dt, log_decay, decay, entering, prefix, total, documents = ctx.saved_tensors
         link = ctx.link
-        grad_x, grad_dt, grad_log_decay, grad_B, grad_final = link.partial
+        grad_y, grad_final, C, D, initial = link.inputs
         if link.incoming is not None:
             grad_final = link.incoming() + grad_final
-        grad_states, grad_decay, grad_initial = state_scan_backward(
-            grad_entering, grad_final, decay, entering, prefix, link.entering_shard
-        )
-        link.partial, link.incoming, link.entering_shard = (), None, None
-        grad_dt, grad_A = chunk_state_backward(
-            grad_states,
-            grad_decay,
+        grad_x, grad_dt, grad_A, grad_B, grad_bias, grad_initial = operators.begin_backward(
+            list(link.kept),
+            grad_final,
+            grad_y,
             x,
-            dt,
+            dt_raw,
             A,
-            log_decay,
             B,
+            C,
+            D,
+            dt_bias,
+            dt,
+            log_decay,
+            decay,
+            entering,
+            prefix,
+            total,
+            initial,
             documents,
+            *ctx.dt_limit,
+        )
+        link.inputs, link.kept, link.incoming = (), (), None
+        return (
             grad_x,
             grad_dt,
-            grad_log_decay,
-            grad_B,
-        )
-        low, high = ctx.dt_limit
-        length = ctx.length
-        grad_x, grad_dt, grad_B = grad_x[:, :length], grad_dt[:, :length], grad_B[:, :length]
-        slope = torch.sigmoid(biased)
-        if low > 0 or high < math.inf:
-            step = F.softplus(biased)
-            slope.mul_((step >= low) & (step <= high))
-        grad_dt = grad_dt * slope
-        grad_bias = grad_dt.sum((0, 1)).to(ctx.dtypes[1]) if ctx.has_bias else None
-        initial = grad_initial if ctx.needs_input_grad[5] else None
-        return (
-            grad_x.to(x.dtype),
-            grad_dt.to(ctx.dtypes[0]),
             grad_A,
-            grad_B.to(B.dtype),
-            grad_bias,
-            initial,
-            *(None,) * 5,
+            grad_B,
+            grad_bias.to(dt_bias.dtype) if dt_bias is not None else None,
+            grad_initial if ctx.needs_input_grad[5] else None,
+            *(None,) * 4,
         )
 
 
 class _Finish(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, entering, C, D, x, dt, log_decay, prefix, total, final, B, initial, documents, link):
+    def forward(
+        ctx, entering, C, D, x, dt, log_decay, decay, prefix, total, final, B, initial, documents, link
+    ):
         ctx.link = link
-        ctx.length = C.shape[1]
-        C = _pad(C, x.shape[1] - C.shape[1])
-        y = chunk_output(x, dt, log_decay, B, C, D, entering, prefix, initial, documents)
+        y = operators.finish(x, dt, log_decay, B, C, D, entering, prefix, initial, documents)
         if initial is not None:
             final = torch.addcmul(final, initial, torch.exp(total)[..., None, None])
         else:
             final = final.clone()
-        ctx.save_for_backward(x, dt, log_decay, B, C, D, entering, prefix, total, initial, documents)
+        ctx.save_for_backward(x, dt, log_decay, decay, B, C, D, entering, prefix, total, initial, documents)
         return y, final
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_y, grad_final):
-        x, dt, log_decay, B, C, D, entering, prefix, total, initial, documents = ctx.saved_tensors
+        x, dt, log_decay, decay, B, C, D, entering, prefix, total, initial, documents = ctx.saved_tensors
         link = ctx.link
-        grad_x, grad_dt, grad_log_decay, grad_B, grad_C, grad_D, grad_entering = chunk_output_backward(
-            grad_y.contiguous(), x, dt, log_decay, B, C, D, entering, prefix, initial, documents
+        send = link.exchange is not None
+        grad_C, grad_D, sent, kept = operators.finish_backward(
+            grad_y, x, dt, log_decay, decay, B, C, D, entering, prefix, initial, documents, send
         )
         if link.exchange is not None:
-            batch = total.shape[0]
-            reach = torch.exp(prefix.view(batch, -1, prefix.shape[1]))
-            per_chunk = grad_entering.view(batch, -1, *grad_entering.shape[1:])
-            sent = torch.einsum("bch,bchpn->bhpn", reach, per_chunk)
             sent = torch.addcmul(sent, grad_final, torch.exp(total)[..., None, None])
             link.incoming = link.exchange(total, sent, reverse=True)
-        link.entering_shard = initial
-        link.partial = (grad_x, grad_dt, grad_log_decay, grad_B, grad_final)
-        grad_C = grad_C[:, : ctx.length].to(C.dtype)
-        return grad_entering, grad_C, grad_D if D is not None else None, *(None,) * 10
+        link.inputs, link.kept = (grad_y, grad_final, C, D, initial), tuple(kept)
+        # The edge to `begin` orders the two; what `begin` needs goes by the link.
+        edge = torch.zeros((), dtype=entering.dtype, device=entering.device).expand(entering.shape)
+        return edge, grad_C, grad_D if D is not None else None, *(None,) * 11

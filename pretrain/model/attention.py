@@ -62,12 +62,13 @@ class Attention(Mixer):
         x_BLD = all_gather(x_BLD, tp, dim=1)
         keys = send_keys(*self._keys(x_BLD, positions), self.mesh)
         # The queries are made while the keys travel.
-        out = attend(self._queries(x_BLD, positions), keys, self.mesh, document_ids_BS=packing.key_ids_BS)
+        documents = {"document_ids_BS": packing.key_ids_BS, "most": packing.most}
+        out = attend(self._queries(x_BLD, positions), keys, self.mesh, **documents)
         return reduce_scatter(self.o_proj(out.flatten(2)), tp, dim=1), Report()
 
     def prefill(self, x_BLD: Tensor, packing: Packing, capacity: int) -> tuple[Tensor, AttentionCache]:
         q, (k, v) = self._queries(x_BLD, packing.positions_BL), self._keys(x_BLD, packing.positions_BL)
-        out = causal_attention(q, k, v, document_ids_BS=packing.document_ids_BL)
+        out = causal_attention(q, k, v, document_ids_BS=packing.document_ids_BL, most=packing.most)
         mask = packing.last_document_BL
         cache = AttentionCache(
             _with_room(k, capacity),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.normalization import rms_norm
+from ...kernels.normalization import add_rms_norm, rms_norm
 from ...parallel.experts import Dispatch
 from ...parallel.mesh import Mesh
 from ...parallel.placements import local
@@ -49,6 +49,9 @@ class Packing:
     """Of the whole sequence's tokens, where it is cut over ranks and documents are isolated."""
     cut: "Cut | None" = None
     """None where nothing is padded and the sequence is not cut."""
+    most: tuple[int, int] = (0, 0)
+    """Documents of a row and tokens of a document, at most; 0 where it is not known. A GPU's attention would
+    have to ask the device."""
 
     @property
     def last_document_BL(self) -> Tensor | None:
@@ -158,6 +161,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, local(self.weight), self.eps)
+
+    def after(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``x + y``, or x alone, and its norm."""
+        if y is None:
+            return x, self(x)
+        return add_rms_norm(x, y, local(self.weight), self.eps)
 
 
 class WeightOf(nn.Module):

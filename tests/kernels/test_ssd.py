@@ -221,26 +221,26 @@ def test_a_scan_is_finished_once():
         finish(pending, t["C"])
 
 
-def test_operators_are_registered_well():
-    t = {k: v.detach() for k, v in inputs(32, 2, torch.float32).items()}
-    dt, ids = torch.nn.functional.softplus(t["dt"]), documents(32)
+@pytest.mark.parametrize("length", [32, 37])
+def test_operators_are_registered_well(length):
+    t = {k: v.detach() for k, v in inputs(length, 2, torch.float32).items()}
+    ids, initial = documents(length), t["initial_state"]
     ops = torch.ops.plait
-    log_decay, decay, states = ops.ssd_chunk_state(t["x"], dt, t["A"], t["B"], ids, 16)
-    entering, prefix, _, final = ops.ssd_state_scan(decay, states, BATCH)
-    stage4 = (t["x"], dt, log_decay, t["B"], t["C"], t["D"], entering, prefix, t["initial_state"], ids)
-    partial = ops.ssd_chunk_output_backward(t["x"], *stage4)
-    back = ops.ssd_state_scan_backward(entering, final, decay, entering, prefix, None)
-    stage1 = (states, decay, t["x"], dt, t["A"], log_decay, t["B"], ids, *partial[:4])
-    calls = {
-        ops.ssd_chunk_state: (t["x"], dt, t["A"], t["B"], ids, 16),
-        ops.ssd_state_scan: (decay, states, BATCH),
-        ops.ssd_chunk_output: stage4,
-        ops.ssd_chunk_output_backward: (t["x"], *stage4),
-        ops.ssd_state_scan_backward: (entering, final, decay, entering, prefix, None),
-        ops.ssd_chunk_state_backward: stage1,
-    }
-    assert back[0].shape == states.shape
-    for operator, arguments in calls.items():
+    begin_inputs = (t["x"], t["dt"], t["A"], t["B"], t["dt_bias"], ids, 0.0, math.inf, 16)
+    dt, log_decay, decay, entering, prefix, total, final = ops.ssd_begin(*begin_inputs)
+    finish_inputs = (t["x"], dt, log_decay, t["B"], t["C"], t["D"], entering, prefix, initial, ids)
+    back_inputs = (t["x"], t["x"], dt, log_decay, decay, *finish_inputs[3:])
+    *_, kept = ops.ssd_finish_backward(*back_inputs, True)
+    between = (t["dt_bias"], dt, log_decay, decay, entering, prefix, total, initial, ids)
+    given = (t["x"], t["x"], t["dt"], t["A"], t["B"], t["C"], t["D"], *between, 0.0, math.inf)
+    calls = [
+        (ops.ssd_begin, begin_inputs),
+        (ops.ssd_finish, finish_inputs),
+        (ops.ssd_finish_backward, (*back_inputs, True)),
+        (ops.ssd_finish_backward, (*back_inputs, False)),
+        (ops.ssd_begin_backward, (kept, final, *given)),
+    ]
+    for operator, arguments in calls:
         torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

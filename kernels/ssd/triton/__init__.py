@@ -1,0 +1,1 @@
+"""SSD's stages as Triton kernels."""

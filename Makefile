@@ -39,9 +39,8 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
-# Two processes: much of a test's time is ranks that start and wait for each other.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long

@@ -15,14 +15,6 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 
 
-def pytest_collection_modifyitems(items) -> None:
-    """What shares ranks or a cluster stays together where tests run in several processes."""
-    for item in items:
-        area = item.path.relative_to(Path(__file__).parent).parts
-        together = area[0] if area[0] in ("distributed", "slurm") else "/".join(area)
-        item.add_marker(pytest.mark.xdist_group(together))
-
-
 @pytest.fixture(autouse=True)
 def _poisoned_memory():
     torch.use_deterministic_algorithms(True)

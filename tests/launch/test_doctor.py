@@ -78,6 +78,7 @@ def run(*words: object) -> tuple[int, str]:
     return process.returncode, out
 
 
+@pytest.mark.long
 def test_a_node_at_half_speed_is_found_and_left_out(tmp_path):
     """On a machine that is busy otherwise the whole node may have lost as much, when the halved one had not:
     so it may try again."""
@@ -146,6 +147,7 @@ def test_a_host_that_is_not_there_is_not_waited_for_without_end():
         Meeting(1, 2, "n1", 0, free_endpoint(), time.monotonic() + 1)
 
 
+@pytest.mark.long
 def test_two_machines_of_two_ranks_and_place_0_tells_the_verdict(tmp_path):
     (tmp_path / "config.yaml").touch()
     words = ["--device", "cpu", "--ranks", 2, "--slow", 0, "--free", 1, "--patience", 120, "--of", 2]
@@ -183,6 +185,7 @@ def phase_of(file: Path) -> str:
     return json.loads(file.read_text())["phase"] if file.exists() else ""
 
 
+@pytest.mark.long
 def test_devices_that_die_or_hang_and_a_node_that_dies(tmp_path):
     words = ["--run", tmp_path, "--device", "cpu", "--ranks", 2]
     hung = start("selftest", tmp_path, "--node", "hung", *words, "--patience", 12)

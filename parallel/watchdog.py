@@ -108,15 +108,15 @@ class Watchdog:
             now = time.monotonic()
             # A process that was stopped, as by Ctrl-Z, was not silent for all that time.
             silence, last = silence + min(now - last, 2 * tick), now
+            if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != parent:
+                self._write("the launcher of this rank is gone, and so this rank ends")
+                os._exit(1)
             if self._beat is not seen:
                 seen, silence = self._beat, 0.0
                 if excused:
                     self._roll.excuse(-1)
                     excused = False
                 continue
-            if "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != parent:
-                self._write("the launcher of this rank is gone, and so this rank ends")
-                os._exit(1)
             if silence > self._steps.seconds / 2:
                 if seen.limit is None and self._steps is not self._timeout and not excused:
                     self._roll.excuse(1)

@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 
-.PHONY: help install demo test test-long chaos check format clean
+.PHONY: help install demo test test-long chaos gpu gpu-kit aot check format clean
 help:
 	@echo "make demo     the whole chain on two cores: text, shards, training, resume, export, generation"
 	@echo "make test     the tests"
 	@echo "make test-long  every layout for longer and in all dtypes, thousands of drawn ones; half an hour"
 	@echo "make chaos    a small run killed at 20 moments, starved of disk, robbed of files; SEED=n draws others"
+	@echo "make gpu      check and measure everything on a GPU, by the machine's own torch; GPU='--only scan'"
+	@echo "make gpu-kit  the wheels that make gpu needs where there is no network; MAMBA_SSM=1 adds a rival"
+	@echo "make aot      compile every kernel for every architecture, and write what each takes"
 	@echo "make check    formatting, lint, types, import floors"
 	@echo "make format   let ruff format and mend what it can"
 	@echo "make install  only set up $(VENV); on a GPU machine give CONSTRAINTS=your-file.txt"
@@ -40,6 +43,16 @@ test-long: $(READY)
 
 chaos: $(READY)
 	$(BIN)/python tests/chaos/chaos.py --seed $(or $(SEED),0) --write
+
+# Not by $(VENV): the machine's own Python, with the torch that was made for its GPU.
+gpu:
+	cd benchmarks && $(PYTHON) -m gpu $(GPU)
+
+gpu-kit: $(READY)
+	cd benchmarks && ../$(BIN)/python -m gpu.kit $(if $(MAMBA_SSM),--mamba-ssm) $(KIT)
+
+aot: $(READY)
+	$(BIN)/python benchmarks/aot.py --write
 
 check: $(READY)
 	$(BIN)/ruff format --check .

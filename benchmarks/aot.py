@@ -148,26 +148,31 @@ def main() -> None:
     import triton
 
     where = f"triton {triton.__version__}, {platform.machine()}, {os.cpu_count()} cores; {date.today()}"
-    todo = entries(args.arch, tuple(args.operator) if args.operator else None)
-    print(f"{len(todo)} binaries; {where}", flush=True)
-    faults = 0
-    for number, entry in enumerate(measured(todo, args.processes), 1):
-        if entry.faults:
-            faults += 1
-            print(f"{number}: {entry.arch} {entry.compilation.name}: {'; '.join(entry.faults)}", flush=True)
+    print(where, flush=True)
+    faults = total = 0
     for arch in args.arch:
-        found = [entry for entry in todo if entry.arch == arch]
-        lines = list(table(found, len(SHAPES)))
-        if args.write:
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            head = [f"# {arch}", "", f"`python benchmarks/aot.py --write`; {where}", ""]
-            (RESULTS / f"{arch}.md").write_text("\n".join([*head, *lines]) + "\n")
-            records = "[\n" + ",\n".join(json.dumps(entry.record) for entry in found) + "\n]\n"
-            (RESULTS / f"{arch}.json").write_text(records)
-        else:
-            print(f"\n{arch}\n\n" + "\n".join(lines))
+        found = entries([arch], tuple(args.operator) if args.operator else None)
+        total += len(found)
+        for entry in measured(found, args.processes):
+            if entry.faults:
+                faults += 1
+                print(f"{arch} {entry.compilation.name}: {'; '.join(entry.faults)}", flush=True)
+        _show(arch, found, where, write=args.write)
     if faults:
-        raise SystemExit(f"{faults} of {len(todo)} binaries are not as they must be")
+        raise SystemExit(f"{faults} of {total} binaries are not as they must be")
+
+
+def _show(arch: str, found: Sequence[Entry], where: str, *, write: bool) -> None:
+    lines = list(table(found, len(SHAPES)))
+    if not write:
+        print(f"\n{arch}\n\n" + "\n".join(lines), flush=True)
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    head = [f"# {arch}", "", f"`python benchmarks/aot.py --write`; {where}", ""]
+    (RESULTS / f"{arch}.md").write_text("\n".join([*head, *lines]) + "\n")
+    records = "[\n" + ",\n".join(json.dumps(entry.record) for entry in found) + "\n]\n"
+    (RESULTS / f"{arch}.json").write_text(records)
+    print(f"{arch}: {len(found)} binaries", flush=True)
 
 
 if __name__ == "__main__":

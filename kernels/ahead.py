@@ -46,5 +46,13 @@ def _compile(place: int) -> Compiled:
     try:
         usage, error = compile_for(compilation, arch), ""
     except Exception as complaint:
-        usage, error = None, f"{type(complaint).__name__}: {str(complaint).strip().splitlines()[0][:200]}"
+        usage, error = None, _cause(complaint)
     return Compiled(place, usage, error, time.perf_counter() - begin)
+
+
+def _cause(complaint: BaseException) -> str:
+    """One line: what the compiler said of the innermost function."""
+    while complaint.__cause__ is not None:
+        complaint = complaint.__cause__
+    lines = [line.strip(" ^") for line in str(complaint).splitlines() if line.strip(" ^")]
+    return f"{type(complaint).__name__}: {lines[-1][:200] if lines else ''}"

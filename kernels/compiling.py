@@ -28,6 +28,8 @@ __all__ = [
     "Usage",
     "compile_for",
     "occupancy",
+    "source_of",
+    "target_of",
 ]
 
 
@@ -112,8 +114,8 @@ class Compilation:
     grid: tuple[int, ...]
     num_warps: int = 4
     num_stages: int = 3
-    aligned: frozenset[str] = frozenset()
-    """Arguments that 16 divides, addresses and numbers: the compiler may count on it."""
+    attributes: Mapping[tuple[int, ...], Any] = field(default_factory=dict)
+    """Place of an argument -> what the compiler may count on, such as that 16 divides it."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Bytes of each tensor."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -128,7 +130,15 @@ class Compilation:
         """Equal for launches that one binary serves."""
         parts = self.signature, self.constants, self.options
         texts = tuple(repr(sorted(part.items())) for part in parts)
-        return self.name, texts, self.num_warps, self.num_stages, tuple(sorted(self.aligned))
+        return self.name, texts, self.num_warps, self.num_stages, repr(sorted(self.attributes.items()))
+
+    @property
+    def aligned(self) -> frozenset[str]:
+        """Arguments that 16 divides, addresses and numbers."""
+        names = tuple(self.signature)
+        return frozenset(
+            names[path[0]] for path, known in self.attributes.items() if ("tt.divisibility", 16) in known
+        )
 
     def bytes_read(self, usage: "Usage") -> int:
         """Of the device's memory, if what programs share stays in the L2 cache: each tensor once."""
@@ -200,23 +210,31 @@ class Usage:
         return self.occupancy > 0
 
 
+def source_of(compilation: Compilation) -> Any:
+    """What triton compiles, and keeps a binary by: that of a launch, and of a later one."""
+    from triton.compiler import ASTSource
+
+    attributes = {path: [list(one) for one in known] for path, known in compilation.attributes.items()}
+    return ASTSource(compilation.kernel, dict(compilation.signature), dict(compilation.constants), attributes)
+
+
+def target_of(arch: str) -> Any:
+    """As triton names an architecture."""
+    from triton.backends.compiler import GPUTarget
+
+    limits = LIMITS[nearest(arch)]
+    return GPUTarget(limits.backend, arch if limits.backend == "hip" else int(arch[3:]), limits.warp_size)
+
+
 def compile_for(compilation: Compilation, arch: str) -> Usage:
     """Compile ahead of time for an architecture; triton keeps the binary in its cache."""
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    limits = LIMITS[nearest(arch)]
-    target = GPUTarget(limits.backend, arch if limits.backend == "hip" else int(arch[3:]), limits.warp_size)
-    signature = dict(compilation.signature)
-    attributes = {
-        (place,): [["tt.divisibility", 16]]
-        for place, name in enumerate(signature)
-        if name in compilation.aligned and signature[name] != "constexpr"
-    }
-    source = ASTSource(compilation.kernel, signature, dict(compilation.constants), attributes)
+    limits, target = LIMITS[nearest(arch)], target_of(arch)
     options = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages}
-    binary: Any = triton.compile(source, target=target, options=options | dict(compilation.options))
+    binary: Any = triton.compile(
+        source_of(compilation), target=target, options=options | dict(compilation.options)
+    )
     read = _read_amdgcn if limits.backend == "hip" else _read_cubin
     registers, stack, assembly = read(binary.asm)
     shared = binary.metadata.shared
@@ -278,13 +296,15 @@ def _read_amdgcn(asm: Mapping[str, Any]) -> tuple[int, int, str]:
 def _addresses(ttir: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Of the arguments, by the IR before any lowering: which get 32-bit offsets, are read, are written."""
     origin = {name: name for name in re.findall(r"%(\w+): !tt\.ptr", ttir)}
+    moved: set[str] = set()
     narrow, reads, writes = set(), set(), set()
     for line in ttir.splitlines():
         if carried := re.search(r"iter_args\((.*?)\)", line):
             for inside, outside in re.findall(r"%(\w+) = %(\w+)", carried[1]):
                 if outside in origin:
                     origin[inside] = origin[outside]
-        if not (found := re.search(r"(?:%(\w+) = )?tt\.(\w+) %(\w+)(.*)", line)):
+                    moved.add(inside)
+        if not (found := re.search(r"(?:%(\w+) = )?tt\.(\w+) [^%]*%(\w+)(.*)", line)):
             continue
         result, operation, operand, rest = found.groups()
         if operand not in origin:
@@ -292,7 +312,10 @@ def _addresses(ttir: str) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, 
         root = origin[operand]
         if operation in ("splat", "broadcast", "expand_dims", "addptr", "reshape"):
             origin[result] = root
-        if operation == "addptr" and operand == root and re.search(r"i32>?(?: loc.*)?$", rest.strip()):
+            if operation == "addptr" or operand in moved:
+                moved.add(result)
+        # Within a tile 32 bits are enough, once its beginning was found with 64.
+        if operation == "addptr" and operand not in moved and re.search(r"i32>?(?: loc.*)?$", rest.strip()):
             narrow.add(root)
         if operation in ("load", "atomic_rmw", "atomic_cas"):
             reads.add(root)

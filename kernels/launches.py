@@ -10,7 +10,7 @@ E experts, K experts a token, F hidden width, T tokens, C channels.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -46,8 +46,13 @@ def launches(
     operators: Sequence[str] | None = None,
     dtype: torch.dtype = torch.bfloat16,
     processors: int | None = None,
+    documents: bool | None = None,
 ) -> list[Compilation]:
-    """What the operators (all by default) launch at a shape, in order, once for each binary."""
+    """What the operators (all by default) launch at a shape, in order, once for each binary.
+
+    Args:
+        documents: with documents (and a state that enters) or without them; None is both, apart.
+    """
     from .ssd.triton.launcher import Launcher
 
     mode = "ieee" if arch.startswith("gfx") else "tf32x3"
@@ -55,7 +60,9 @@ def launches(
     found: dict[tuple, Compilation] = {}
     for name in operators or OPERATORS:
         with recording(arch) as written, torch.device("meta"):
-            for run in OPERATORS[name](shape, dtype, on):
+            for run in OPERATORS[name](
+                shape, dtype, on, (True, False) if documents is None else (documents,)
+            ):
                 run()
         for launch in written:
             found.setdefault(launch.binary, launch)
@@ -72,7 +79,9 @@ def _ids(shape: Shape) -> Tensor:
     return ids.expand(shape.B, -1).contiguous()
 
 
-def _ssd(shape: Shape, dtype: torch.dtype, on: "Launcher | None") -> Iterator[Run]:
+def _ssd(
+    shape: Shape, dtype: torch.dtype, on: "Launcher | None" = None, documents: Sequence[bool] = (True, False)
+) -> Iterator[Run]:
     from .ssd.triton import launch
 
     B, L, H = shape.B, shape.L, shape.H
@@ -81,7 +90,8 @@ def _ssd(shape: Shape, dtype: torch.dtype, on: "Launcher | None") -> Iterator[Ru
     step, D, bias = torch.randn(B, L, H), torch.randn(H), torch.zeros(H)
     A, state = -torch.ones(H), torch.randn(B, H, shape.P, shape.N)
     limit, Q = (0.0, math.inf), min(shape.Q, L)
-    for ids, initial in ((_ids(shape), state), (None, None)):
+    for packed in documents:
+        ids, initial = (_ids(shape), state) if packed else (None, None)
         begin = partial(launch.begin, x, step, A, b, bias, ids, *limit, Q, on)
         dt, log_decay, decay, entering, prefix, total, _ = begin()
         yield begin
@@ -97,24 +107,31 @@ def _ssd(shape: Shape, dtype: torch.dtype, on: "Launcher | None") -> Iterator[Ru
         yield partial(launch.begin_backward, kept, state, *given, initial, ids, *limit, on)
 
 
-def _convolution(shape: Shape, dtype: torch.dtype, on: object) -> Iterator[Run]:
+def _convolution(
+    shape: Shape, dtype: torch.dtype, on: object = None, documents: Sequence[bool] = (True, False)
+) -> Iterator[Run]:
     from .convolution import triton
 
     for channels in (shape.d_inner, shape.G * shape.N):
         x, grad = (_drawn(shape.B, shape.L, channels, dtype=dtype) for _ in range(2))
         weight, bias = _drawn(channels, shape.d_conv, dtype=dtype), _drawn(channels, dtype=dtype)
         halo = _drawn(shape.B, shape.d_conv - 1, channels, dtype=dtype)
-        for before, ids in ((None, None), (halo, _ids(shape))):
+        for packed in documents:
+            before, ids = (halo, _ids(shape)) if packed else (None, None)
             yield partial(triton.forward, x, weight, bias, before, ids, True)
             yield partial(triton.backward, grad, x, weight, bias, before, ids, True)
 
 
-def _normalization(shape: Shape, dtype: torch.dtype, on: object) -> Iterator[Run]:
+def _normalization(
+    shape: Shape, dtype: torch.dtype, on: object = None, documents: Sequence[bool] = (True, False)
+) -> Iterator[Run]:
     from .normalization import triton
 
     x, weight = _drawn(shape.tokens, shape.D, dtype=dtype), _drawn(shape.D, dtype=dtype)
     yield partial(triton.forward, x, None, weight, 1e-5, 1)
     yield partial(triton.backward, x, x, None, weight, torch.ones(shape.tokens, 1, 1))
+    yield partial(triton.add_forward, x, torch.empty_like(x), weight, 1e-5)
+    yield partial(triton.add_backward, x, x, torch.empty_like(x), weight, torch.ones(shape.tokens, 1, 1))
     x, z = (_drawn(shape.tokens, shape.d_inner, dtype=dtype) for _ in range(2))
     weight, r = _drawn(shape.d_inner, dtype=dtype), torch.ones(shape.tokens, shape.G, 1)
     yield partial(triton.forward, x, z, weight, 1e-5, shape.G)
@@ -129,7 +146,9 @@ def _normalization(shape: Shape, dtype: torch.dtype, on: object) -> Iterator[Run
     yield partial(triton.gradients, x, x, z, weight, r, r)
 
 
-def _activation(shape: Shape, dtype: torch.dtype, on: object) -> Iterator[Run]:
+def _activation(
+    shape: Shape, dtype: torch.dtype, on: object = None, documents: Sequence[bool] = (True, False)
+) -> Iterator[Run]:
     from .activation import triton
 
     x = _drawn(shape.tokens, shape.F, dtype=dtype)
@@ -139,7 +158,9 @@ def _activation(shape: Shape, dtype: torch.dtype, on: object) -> Iterator[Run]:
     yield partial(triton.swiglu_backward, x, x, x)
 
 
-def _experts(shape: Shape, dtype: torch.dtype, on: object) -> Iterator[Run]:
+def _experts(
+    shape: Shape, dtype: torch.dtype, on: object = None, documents: Sequence[bool] = (True, False)
+) -> Iterator[Run]:
     if not shape.E:
         return
     from .experts import triton
@@ -149,13 +170,25 @@ def _experts(shape: Shape, dtype: torch.dtype, on: object) -> Iterator[Run]:
     # Each token's rows lie far from each other, as they do when sorted by expert.
     inverse = torch.arange(shape.tokens * shape.K).view(shape.K, shape.tokens).t().contiguous()
     weight = torch.ones(shape.tokens, shape.K)
+    # In one group, as both published models choose, and as DeepSeek-V3 does.
+    for groups in (1, 8):
+        choose = (
+            torch.ones(shape.tokens, shape.E),
+            torch.zeros(shape.E),
+            shape.K,
+            groups,
+            max(1, groups // 2),
+        )
+        yield partial(triton.choose, *choose)
     yield partial(triton.dispatch, x, inverse)
     yield partial(triton.dispatch_backward, rows, inverse)
     yield partial(triton.combine, rows, weight, inverse)
     yield partial(triton.combine_backward, x, rows, weight, inverse)
 
 
-def _cross_entropy(shape: Shape, dtype: torch.dtype, on: object) -> Iterator[Run]:
+def _cross_entropy(
+    shape: Shape, dtype: torch.dtype, on: object = None, documents: Sequence[bool] = (True, False)
+) -> Iterator[Run]:
     from .cross_entropy import triton
 
     tokens = min(CHUNK_TOKENS, shape.tokens)
@@ -164,7 +197,7 @@ def _cross_entropy(shape: Shape, dtype: torch.dtype, on: object) -> Iterator[Run
     yield partial(triton.write_gradient, logits, targets, torch.zeros(tokens), 1e-4, 0)
 
 
-OPERATORS: dict[str, Callable[[Shape, torch.dtype, Any], Iterator[Run]]] = {
+OPERATORS: dict[str, Callable[..., Iterator[Run]]] = {
     "ssd": _ssd,
     "convolution": _convolution,
     "normalization": _normalization,
@@ -172,5 +205,5 @@ OPERATORS: dict[str, Callable[[Shape, torch.dtype, Any], Iterator[Run]]] = {
     "experts": _experts,
     "cross_entropy": _cross_entropy,
 }
-"""Calls of an operator's kernels at a shape, on torch's default device, in the order of a training step; the
-last argument is SSD's launcher, None for that of the device."""
+"""Calls of an operator's kernels at a shape, on torch's default device, in the order of a training step. Of
+a shape, a dtype, SSD's launcher (None for the device's own), and whether there are documents, one or both."""

@@ -7,24 +7,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .compiling import Compilation
+from .compiling import Compilation, target_of
+from .forms import interpreted
 from .tables import assuming
 
 __all__ = ["recording"]
-
-_TYPES = {
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.bool: "i1",
-    torch.uint8: "u8",
-}
 
 
 @contextlib.contextmanager
@@ -34,65 +23,78 @@ def recording(arch: str) -> Iterator[list[Compilation]]:
     Raises:
         RuntimeError: triton interprets, which has no launches.
     """
-    from triton.runtime.jit import JITFunction
-
-    from .forms import interpreted
-
     if interpreted():
         raise RuntimeError("launches cannot be recorded under TRITON_INTERPRET=1")
+    from triton import knobs
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
     written: list[Compilation] = []
+    asked: list[dict[str, Any]] = []
+
+    def note(*, compile: Any, **_: Any) -> bool:
+        asked.append(compile)
+        return True
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **named: Any) -> None:
-        # What a launch leaves out is the compiler's own default, which is not the same everywhere.
-        stages = 2 if arch.startswith("gfx") else 3
-        written.append(_compilation(kernel, args, grid, {"num_warps": 4, "num_stages": stages} | named))
+        # Triton itself says what it would compile: types, constants, and what it knows of addresses and
+        # numbers. So a binary made ahead of time is the one that the launch looks for.
+        launch(kernel, *args, grid=grid, warmup=True, **named)
+        written.append(_compilation(kernel, args, grid, named, asked.pop()))
 
-    launch = JITFunction.run
+    launch, hook, active = JITFunction.run, knobs.runtime.jit_cache_hook, driver._active
+    driver.set_active(_Pretended(arch))  # pyright: ignore[reportArgumentType]
+    knobs.runtime.jit_cache_hook = note  # pyright: ignore[reportAttributeAccessIssue]
     setattr(JITFunction, "run", run)  # noqa: B010, an assignment of which the type checker would not hear
     try:
         with assuming(arch):
             yield written
     finally:
         setattr(JITFunction, "run", launch)  # noqa: B010
+        knobs.runtime.jit_cache_hook = hook
+        driver._active = active
 
 
-def _compilation(kernel: Any, args: tuple[Any, ...], grid: Any, named: dict[str, Any]) -> Compilation:
-    """As triton specialises a launch: what is 1 is a constant, and what 16 divides is known to be so."""
-    values = dict(zip(kernel.arg_names, args, strict=False))
-    values |= {name: named.pop(name) for name in kernel.arg_names if name in named}
-    signature, constants, aligned, sizes = {}, {}, set(), {}
-    for parameter in kernel.params:
-        name, value = parameter.name, values[parameter.name]
-        specialised = not parameter.do_not_specialize
-        if isinstance(value, Tensor):
-            signature[name] = f"*{_TYPES[value.dtype]}"
-            sizes[name] = value.numel() * value.element_size()
-            if value.storage_offset() * value.element_size() % 16 == 0:
-                aligned.add(name)
-        elif parameter.is_constexpr or value is None or (value == 1 and specialised and _is_int(value)):
-            signature[name], constants[name] = "constexpr", value
-        elif _is_int(value):
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if specialised and value % 16 == 0:
-                aligned.add(name)
-        else:
-            signature[name] = "i1" if isinstance(value, bool) else "fp32"
-    warps, stages = named.pop("num_warps"), named.pop("num_stages")
+class _Pretended:
+    """What triton asks of a driver before it compiles."""
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+
+    def get_current_device(self) -> Any:
+        # Kernels keep what they know of a device by this; the real ones are numbers.
+        return f"pretended {self.arch}"
+
+    def get_current_stream(self, device: Any) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return target_of(self.arch)
+
+
+def _compilation(
+    kernel: Any, args: tuple[Any, ...], grid: Any, named: dict[str, Any], compile: dict[str, Any]
+) -> Compilation:
+    values = dict(zip(kernel.arg_names, args, strict=False)) | named
     shape: Any = grid(values) if callable(grid) else grid
+    names = kernel.arg_names
+    attributes = {path: tuple(map(tuple, known)) for path, known in compile["configs"][0].items()}
     operator = kernel.fn.__module__.partition(".kernels.")[2].partition(".")[0]
     return Compilation(
         f"{operator}.{kernel.fn.__name__.removesuffix('_kernel')}",
         kernel,
-        signature,
-        constants,
+        dict(compile["signature"]),
+        {names[path[0]]: value for path, value in compile["constants"].items()},
         tuple(shape),
-        warps,
-        stages,
-        frozenset(aligned),
-        sizes,
-        options=named,
+        compile["num_warps"],
+        compile["num_stages"],
+        attributes,
+        {
+            name: value.numel() * value.element_size()
+            for name, value in values.items()
+            if isinstance(value, Tensor)
+        },
+        options={
+            name: value for name, value in named.items() if name not in (*names, "num_warps", "num_stages")
+        },
     )
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

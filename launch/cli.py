@@ -8,7 +8,9 @@ import sys
 import typer
 
 from ..errors import UserError
+from ..kernels.compile_cache import keep_in
 from . import (
+    bench_commands,
     checkpoint_commands,
     config_commands,
     data_commands,
@@ -44,11 +46,13 @@ app.command()(export_command.export)
 app.add_typer(import_command.app, name="import")
 app.command()(generate_command.generate)
 app.command()(evaluate_command.evaluate)
+app.add_typer(bench_commands.app, name="bench")
 
 
 def main() -> None:
     """Run the command line; exit with 2 and one line where the user can mend what went wrong."""
     try:
+        keep_in(None)
         app()
     except UserError as error:
         print(f"plait: error: {error}", file=sys.stderr)

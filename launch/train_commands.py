@@ -25,6 +25,7 @@ def train(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
 def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> None:
     from rich.console import Console
 
+    from ..kernels.compile_cache import keep_in
     from ..parallel.failures import failure_of
     from ..parallel.processes import start_processes, stop_processes
     from ..parallel.watchdog import Watchdog
@@ -45,6 +46,7 @@ def _train(config: str, overrides: list[str] | None, signals: "StopSignals") -> 
     from .lives import begin_under_torchrun
 
     settings = load_config(config, overrides or ())
+    keep_in(settings.train.kernel_cache)
     device = device_of(settings)
     folder = RunFolder(settings.run.dir)
     folder.make()

@@ -92,6 +92,9 @@ class TrainConfig(Section):
     """Keep only each layer's input and recompute the layer in the backward."""
     z_loss: Coefficient = 0.0
     """Coefficient of the squared log-sum-exp of the vocabulary's logits, per token."""
+    kernel_cache: Annotated[str, Field(min_length=1)] | None = None
+    """Where compiled Triton kernels are kept, best on each machine's own disk; null means what
+    TRITON_CACHE_DIR says, and else a folder of the user's under TMPDIR or /tmp."""
 
 
 class OptimConfig(Section):

@@ -49,7 +49,7 @@ def attention(
     bounds = sequences(document_ids_BS, k_BSKd, length, offset, most_documents, longest)
     rows = q_BLHd.flatten(0, 1), k_BSKd.flatten(0, 1), v_BSKd.flatten(0, 1)
     out, logsumexp, *_ = FORWARD(*rows, *bounds, 0.0, True, False)
-    return out.view(q_BLHd.shape), logsumexp.view(heads, batch, length).transpose(0, 1).contiguous()
+    return out.view(q_BLHd.shape), logsumexp.reshape(heads, batch, length).transpose(0, 1).contiguous()
 
 
 def attention_backward(
@@ -66,7 +66,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`..eager.attention_backward`; torch.use_deterministic_algorithms makes its sums ordered."""
     bounds = sequences(document_ids_BS, k_BSKd, q_BLHd.shape[1], offset, most_documents, longest)
-    rows = (t.flatten(0, 1) for t in (grad_out_BLHd, q_BLHd, k_BSKd, v_BSKd, out_BLHd))
+    rows = (t.flatten(0, 1) for t in (grad_out_BLHd.contiguous(), q_BLHd, k_BSKd, v_BSKd, out_BLHd))
     logsumexp = logsumexp_BHL.transpose(0, 1).flatten(1).contiguous()
     # Without dropout nothing is random: the state of the generator is not read.
     state, unused = (torch.zeros(n, dtype=torch.uint64, device=q_BLHd.device) for n in (2, 0))
@@ -110,7 +110,8 @@ def sequences(
     keys_N = torch.searchsorted(counted, number)
     queries_N = keys_N // tokens * length + (keys_N % tokens - offset).clamp(0, length)
     longest = longest or end
-    return queries_N.int(), keys_N.int(), min(length, longest), min(end, longest)
+    # Told that no sequence has two queries, the kernel would take it that each has one.
+    return queries_N.int(), keys_N.int(), max(2, min(length, longest)), min(end, longest)
 
 
 FORWARD: Any = torch.ops.aten._flash_attention_forward

@@ -16,7 +16,7 @@ __all__ = ["chunks", "reduce_logits", "write_gradient"]
 def chunks(
     hidden_TD: Tensor, matrix_VD: Tensor, targets_T: Tensor, chunk_tokens: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of the tokens that have a target, a chunk at a time, their places (M,), their hidden and their logits."""
+    """Of the tokens that have a target, a chunk at a time, their places (M,), hidden and logits."""
     for _, *of_chunk in eager.chunks(hidden_TD, matrix_VD, eager.with_target(targets_T), chunk_tokens):
         index_M, hidden_MD, logits_MV = of_chunk
         yield index_M, hidden_MD, logits_MV

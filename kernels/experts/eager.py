@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "choose",
     "combine",
     "combine_backward",
     "dispatch",
@@ -18,6 +19,18 @@ __all__ = [
     "grouped_linear",
     "grouped_linear_backward",
 ]
+
+
+def choose(score_TE: Tensor, bias_E: Tensor, top_k: int, num_groups: int, top_k_groups: int) -> Tensor:
+    """The best experts (T, K) of the best groups."""
+    merit_TE = score_TE + bias_E
+    if top_k_groups < num_groups:
+        merit_TGe = merit_TE.unflatten(-1, (num_groups, -1))
+        best_TG = merit_TGe.topk(min(2, merit_TGe.shape[-1]), dim=-1).values.sum(-1)
+        groups = best_TG.topk(top_k_groups, dim=-1).indices
+        others_TG = torch.ones_like(best_TG, dtype=torch.bool).scatter(-1, groups, False)
+        merit_TE = merit_TGe.masked_fill(others_TG[..., None], -torch.inf).flatten(-2)
+    return merit_TE.topk(top_k, dim=-1).indices
 
 
 def dispatch(x_TD: Tensor, order_S: Tensor, inverse_TK: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""What torch knows of the routed experts: ``plait::experts_dispatch``, ``experts_combine``,
-``grouped_linear`` and their backwards, and the functions that call them.
+"""What torch knows of the routed experts: ``plait::choose_experts``, and ``plait::experts_dispatch``,
+``experts_combine``, ``grouped_linear`` with their backwards, and the functions that call them.
 
 Shapes: T tokens, K experts a token, S = T K rows sorted by expert, E experts, D in, F out.
 """
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ..forms import form_of
 from . import eager
 
-__all__ = ["Routing", "combine", "dispatch", "grouped_linear", "sort_by_expert"]
+__all__ = ["Routing", "choose_experts", "combine", "dispatch", "grouped_linear", "sort_by_expert"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,17 @@ class Routing:
     """The sorted row of each token's choice."""
     counts_E: Tensor
     """Rows an expert."""
+
+
+def choose_experts(
+    score_TE: Tensor, bias_E: Tensor, *, top_k: int, num_groups: int = 1, top_k_groups: int = 1
+) -> Tensor:
+    """The best experts (T, K) by score plus bias, the best first; without a gradient.
+
+    Of the best groups only, where there are several: a group's merit is that of its two best experts
+    together (arXiv 2412.19437, section 2.1.2). Of experts that are equal, which comes first is the form's.
+    """
+    return _choose(score_TE, bias_E, top_k, num_groups, top_k_groups)
 
 
 def sort_by_expert(expert_TK: Tensor, num_experts: int) -> Routing:
@@ -55,6 +66,20 @@ def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor
         counts_E: rows an expert.
     """
     return _grouped_linear(x_SD, weight_EFD, counts_E)
+
+
+@torch.library.custom_op("plait::choose_experts", mutates_args=())
+def _choose(score_TE: Tensor, bias_E: Tensor, top_k: int, num_groups: int, top_k_groups: int) -> Tensor:
+    if form_of(score_TE) == "torch":
+        return eager.choose(score_TE, bias_E, top_k, num_groups, top_k_groups)
+    from . import triton
+
+    return triton.choose(score_TE, bias_E, top_k, num_groups, top_k_groups)
+
+
+@_choose.register_fake
+def _(score_TE, bias_E, top_k, num_groups, top_k_groups):
+    return score_TE.new_empty(score_TE.shape[0], top_k, dtype=torch.int64)
 
 
 @torch.library.custom_op("plait::experts_dispatch", mutates_args=())

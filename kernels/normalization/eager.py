@@ -17,6 +17,8 @@ from torch import Tensor
 from ..cache_blocks import block_rows
 
 __all__ = [
+    "add_backward",
+    "add_forward",
     "add_up_products",
     "backward",
     "blocks",
@@ -76,6 +78,20 @@ def backward(
         gradient_of_h(dh_SGD, h_SGD, w_GD, r_TG1[rows], dot_SG1.div_(h_SGD.shape[-1]))
         write_gated_gradients(dx_TGD[rows], dz_TGD[rows], dh_SGD, x_SGD, z_SGD, gate_SGD)
     return dx, dz, dw_GD.view(-1).to(weight_D.dtype)
+
+
+def add_forward(x: Tensor, y: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``x + y``, its norm, and r."""
+    total = torch.add(x, y)
+    return total, *forward(total, None, weight_D, eps, 1)
+
+
+def add_backward(
+    dtotal: Tensor | None, dy: Tensor, total: Tensor, weight_D: Tensor, r_T11: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of either summand and of weight; the sum's own may be None."""
+    dx, _, dweight_D = backward(dy, total, None, weight_D, r_T11)
+    return dx if dtotal is None else dx.add_(dtotal), dweight_D
 
 
 def gated(x_SGD: Tensor, z_SGD: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,5 @@
-"""``plait::rms_norm`` and ``plait::gated_rms_norm``, their backwards, and the functions that call them."""
+"""``plait::rms_norm``, ``plait::add_rms_norm``, ``plait::gated_rms_norm``, their backwards, and what calls
+them."""
 
 # D width, G groups, T tokens: the product of all leading dims
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..forms import form_of
 from . import eager
 
-__all__ = ["gated_rms_norm", "rms_norm"]
+__all__ = ["add_rms_norm", "gated_rms_norm", "rms_norm"]
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -31,6 +32,26 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     if weight_D.shape != x.shape[-1:]:
         raise ValueError(f"rms_norm: weight is {tuple(weight_D.shape)}, x is {tuple(x.shape)}")
     return _rms_norm(x, weight_D, eps)[0]
+
+
+def add_rms_norm(x: Tensor, y: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x + y`` and its `rms_norm`: the step from one layer to the next.
+
+    Args:
+        x, y: ``(…, D)``, of one dtype.
+
+    Returns:
+        Two of the shape and dtype of x; the norm is of the sum as it is rounded.
+
+    Raises:
+        ValueError: the shapes or dtypes do not fit together.
+    """
+    if weight_D.shape != x.shape[-1:] or x.shape != y.shape or x.dtype != y.dtype:
+        sides = (
+            f"x is {tuple(x.shape)} {x.dtype}, y {tuple(y.shape)} {y.dtype}, weight {tuple(weight_D.shape)}"
+        )
+        raise ValueError(f"add_rms_norm: {sides}")
+    return _add_rms_norm(x, y, weight_D, eps)[:2]
 
 
 def gated_rms_norm(x: Tensor, z: Tensor, weight_D: Tensor, eps: float, num_groups: int) -> Tensor:
@@ -76,6 +97,18 @@ def _rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> tupl
     return dx, dweight
 
 
+@torch.library.custom_op("plait::add_rms_norm", mutates_args=())
+def _add_rms_norm(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return _form(x, 1).add_forward(x, y, weight, eps)
+
+
+@torch.library.custom_op("plait::add_rms_norm_backward", mutates_args=())
+def _add_rms_norm_backward(
+    dtotal: Tensor | None, dy: Tensor, total: Tensor, weight: Tensor, r: Tensor
+) -> tuple[Tensor, Tensor]:
+    return _form(total, 1).add_backward(dtotal, dy, total, weight, r)
+
+
 @torch.library.custom_op("plait::gated_rms_norm", mutates_args=())
 def _gated_rms_norm(
     x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int
@@ -109,6 +142,16 @@ def _(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> tuple[Tensor, Tensor]
     return _like(x), _like(weight)
 
 
+@_add_rms_norm.register_fake
+def _(x: Tensor, y: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(x), _like(x), _reciprocals(x, 1)
+
+
+@_add_rms_norm_backward.register_fake
+def _(dtotal: Tensor | None, dy: Tensor, total: Tensor, weight: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    return _like(total), _like(weight)
+
+
 @_gated_rms_norm.register_fake
 def _(x: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> tuple[Tensor, Tensor]:
     return _like(x), _reciprocals(x, num_groups)
@@ -135,5 +178,22 @@ def _differentiate_gated(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor
     return dx, dz, dweight, None, None
 
 
+def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    total, _, r = output
+    ctx.mark_non_differentiable(r)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(total, inputs[2], r)
+
+
+def _differentiate_sum(
+    ctx: Any, dtotal: Tensor | None, dy: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return dtotal, dtotal, None, None
+    dx, dweight = _add_rms_norm_backward(dtotal, dy, *ctx.saved_tensors)
+    return dx, dx, dweight, None
+
+
 _rms_norm.register_autograd(_differentiate, setup_context=_save)
+_add_rms_norm.register_autograd(_differentiate_sum, setup_context=_save_sum)
 _gated_rms_norm.register_autograd(_differentiate_gated, setup_context=_save)

@@ -7,13 +7,20 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import operators  # noqa: F401  (it registers the operators)
 
-__all__: list[str] = []
+__all__ = ["forward"]
 
 
 def _sizes(x_shape: Any, B_shape: Any) -> tuple[int, int, int, int, int]:
     batch, length, heads, head_dim = x_shape
     groups, state_size = B_shape[2:]
     return batch * length, heads, head_dim, groups, state_size
+
+
+def forward(x_shape: Any, B_shape: Any, chunk_size: int) -> int:
+    """Both halves."""
+    tokens, heads, head_dim, groups, state_size = _sizes(x_shape, B_shape)
+    inside = chunk_size * (groups * state_size + heads * head_dim)
+    return 2 * tokens * (inside + 2 * heads * head_dim * state_size)
 
 
 @register_flop_formula(torch.ops.plait.ssd_begin)

@@ -2,7 +2,8 @@
 
 `begin` runs the stages up to the sequence's final state and launches the exchange; `finish` waits
 for it and makes the output. What a caller computes in between hides the exchange, in the forward
-and, since autograd runs nodes in reverse, in the backward too. On one rank `ssd` is both at once.
+and, since autograd runs nodes in reverse, in the backward too. Without an exchange `finish` does both
+at once, in the one node of `whole.py`.
 
 Shapes: B batch, L length, H heads, P head dim, G groups, N state size, Q chunk length.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import operators
+from . import operators, whole
 
 __all__ = ["Exchange", "Pending", "begin", "finish", "ssd"]
 
@@ -49,8 +50,9 @@ class _Link:
 class Pending:
     """A scan between `begin` and `finish`: hand it to `finish`, once."""
 
-    entering: Tensor
-    """(M, H, P, N): the state entering each chunk, from zero; carries the gradient to `begin`."""
+    entering: Tensor | None
+    """(M, H, P, N): the state entering each chunk, from zero; carries the gradient to `begin`. None without
+    an exchange: then all is left to `finish`, and the tensors are the arguments."""
     tensors: dict[str, Any]
     link: _Link
     arrival: Callable[[], Tensor] | None
@@ -118,6 +120,19 @@ def begin(
     sequence takes an initial state.
     """
     link = _Link(exchange)
+    chunk_size = min(chunk_size, x_BLHP.shape[1])
+    if exchange is None:
+        arguments = {
+            "x": x_BLHP,
+            "dt": dt_BLH,
+            "A": A_H,
+            "B": B_BLGN,
+            "dt_bias": dt_bias_H,
+            "initial": initial_state_BHPN,
+            "documents": document_ids_BL,
+            "constants": (*dt_limit, chunk_size),
+        }
+        return Pending(None, arguments, link, None)
     entering, x, dt, log_decay, decay, prefix, total, final, B = _Begin.apply(
         x_BLHP,
         dt_BLH,
@@ -127,14 +142,12 @@ def begin(
         initial_state_BHPN,
         dt_limit,
         document_ids_BL,
-        min(chunk_size, x_BLHP.shape[1]),
+        chunk_size,
         link,
     )
-    arrival = None
     initial = initial_state_BHPN.detach() if initial_state_BHPN is not None else None
-    if exchange is not None:
-        sent = final if initial is None else final + torch.exp(total)[..., None, None] * initial
-        arrival = exchange(total, sent, reverse=False)
+    sent = final if initial is None else final + torch.exp(total)[..., None, None] * initial
+    arrival = exchange(total, sent, reverse=False)
     tensors = {
         "x": x,
         "dt": dt,
@@ -160,6 +173,10 @@ def finish(pending: Pending, C_BLGN: Tensor, *, D_H: Tensor | None = None) -> tu
         raise RuntimeError("this scan is finished; begin another one")
     pending.finished = True
     tensors = pending.tensors
+    if pending.entering is None:
+        first = (tensors[name] for name in ("x", "dt", "A", "B"))
+        last = (tensors[name] for name in ("dt_bias", "initial", "documents"))
+        return whole.ssd(*first, C_BLGN, D_H, *last, *tensors["constants"])[:2]
     initial = tensors["initial"]
     if pending.arrival is not None:
         arrived = pending.arrival()

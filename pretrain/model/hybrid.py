@@ -31,7 +31,7 @@ EXACT_PARAMETERS = ("A_log", "D", "dt_bias", "router.weight")
 
 
 class Layer(nn.Module):
-    """``x + mixer(norm(x))``."""
+    """``x + mixer(norm(x))``. In training the sum is left to the next layer, which makes it with its norm."""
 
     def __init__(self, mixer: Mixer, d_model: int, norm_eps: float, index: int) -> None:
         super().__init__()
@@ -39,10 +39,20 @@ class Layer(nn.Module):
         self.mixer = mixer
         self.index = index
 
-    def forward(self, x_BLD: Tensor, packing: Packing, kept: Kept) -> tuple[Tensor, Report]:
+    def forward(
+        self, x_BLD: Tensor, y_BLD: Tensor | None, packing: Packing, kept: Kept | None
+    ) -> tuple[Tensor, Tensor, Report]:
+        """
+        Args:
+            y_BLD: what is still to be added to x; None is nothing.
+
+        Returns:
+            The layer's input, and what it adds to it.
+        """
+        kept = kept or Kept(self.mixer.mesh)
         with self.mixer.mesh.layer(self.index):
-            y_BLD, report = self.mixer(self.norm(x_BLD), packing, kept)
-            return x_BLD + y_BLD, report
+            x_BLD, normed_BLD = self.norm.after(x_BLD, y_BLD)
+            return x_BLD, *self.mixer(normed_BLD, packing, kept)
 
     def prefill(self, x_BLD: Tensor, packing: Packing, capacity: int) -> tuple[Tensor, Cache | None]:
         y_BLD, cache = self.mixer.prefill(self.norm(x_BLD), packing, capacity)
@@ -142,16 +152,20 @@ class Hybrid(nn.Module):
             The final norm's output (B, L / tp, D), cut along the sequence over tp, and what each layer
             gave beside its output.
         """
-        x = self.embedding(tokens_BL, dtype)
+        x, y = self.embedding(tokens_BL, dtype), None
         reports = []
         for layer in self.layers:
-            kept = Kept(self.mesh)
+            # A compiler recomputes what it traced, and takes nothing from outside of it.
+            kept = None if torch.compiler.is_compiling() else Kept(self.mesh)
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x, report = checkpoint(layer, x, packing, kept, use_reentrant=False, preserve_rng_state=False)
+                # A layer that is computed again keeps its input: one tensor rather than two.
+                x, y = x if y is None else x + y, None
+                given = x, y, packing, kept
+                x, y, report = checkpoint(layer, *given, use_reentrant=False, preserve_rng_state=False)
             else:
-                x, report = layer(x, packing, kept)
+                x, y, report = layer(x, y, packing, kept)
             reports.append(report)
-        return self.final_norm(x), reports
+        return self.final_norm.after(x, y)[1], reports
 
     @torch.no_grad()
     def prefill(

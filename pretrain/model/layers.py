@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.normalization import rms_norm
+from ...kernels.normalization import add_rms_norm, rms_norm
 from ...parallel.experts import Dispatch
 from ...parallel.mesh import Mesh
 from ...parallel.placements import local
@@ -161,6 +161,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, local(self.weight), self.eps)
+
+    def after(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``x + y``, or x alone, and its norm."""
+        if y is None:
+            return x, self(x)
+        return add_rms_norm(x, y, local(self.weight), self.eps)
 
 
 class WeightOf(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.activation import squared_relu, swiglu
-from ...kernels.experts import combine, grouped_linear
+from ...kernels.experts import choose_experts, combine, grouped_linear
 from ...parallel.collectives import sum_in_place
 from ...parallel.experts import Dispatch
 from ...parallel.mesh import Mesh
@@ -61,7 +61,14 @@ class Router(nn.Module):
         scores = logits.sigmoid() if config.score == "sigmoid" else logits.softmax(-1)
         entropy = None
         if kept.choice_BLK is None:
-            kept.choice_BLK = self._choose(scores.detach() + self.correction_bias)
+            choice = choose_experts(
+                scores.detach().flatten(0, 1),
+                self.correction_bias,
+                top_k=config.top_k,
+                num_groups=config.num_groups,
+                top_k_groups=config.top_k_groups,
+            )
+            kept.choice_BLK = choice.unflatten(0, scores.shape[:2])
             entropy = _entropy(scores.detach()) if torch.is_grad_enabled() else None
         expert = kept.choice_BLK
         weight = scores.gather(-1, expert)
@@ -74,20 +81,6 @@ class Router(nn.Module):
             losses["router_z_loss"] = config.z_loss * logits.logsumexp(-1).square().sum()
         weight = (weight * config.scaling).flatten(0, 1)
         return Choice(expert.flatten(0, 1), weight, losses, entropy)
-
-    def _choose(self, merit_BLE: Tensor) -> Tensor:
-        """The best experts (B, L, K), of the best groups where there are several.
-
-        A group's merit is that of its two best experts together (arXiv 2412.19437, section 2.1.2).
-        """
-        config = self.config
-        if config.top_k_groups < config.num_groups:
-            merit_BLGe = merit_BLE.unflatten(-1, (config.num_groups, -1))
-            best = merit_BLGe.topk(min(2, merit_BLGe.shape[-1]), dim=-1).values.sum(-1)
-            groups = best.topk(config.top_k_groups, dim=-1).indices
-            others = torch.ones_like(best, dtype=torch.bool).scatter(-1, groups, False)
-            merit_BLE = merit_BLGe.masked_fill(others[..., None], -torch.inf).flatten(-2)
-        return merit_BLE.topk(config.top_k, dim=-1).indices
 
     def _balance_loss(self, scores_BLE: Tensor, expert_BLK: Tensor, length: int, kept: Kept) -> Tensor:
         """``sum over sequences of sum_e f_e p_e``, 1 a sequence when balanced; this rank's share of it.

@@ -1,4 +1,4 @@
-"""The Triton forms in Triton's interpreter against the specifications; test_hot_path_triton.py runs this file.
+"""The Triton forms in Triton's interpreter, against naive.py; test_hot_path_triton.py runs this file.
 
 Blocks are tiny (the table that the parent writes), so that every loop goes round and every edge is ragged.
 fp32 is compared with the specification in float64; 2e-5 leaves room for sums of some hundred terms in fp32.
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plait.kernels import activation, convolution, cross_entropy, experts, normalization
+from plait.kernels import activation, convolution, experts, normalization
 from plait.kernels.activation import naive as activation_naive
 from plait.kernels.convolution import naive as convolution_naive
 from plait.kernels.cross_entropy import VocabularyShard, linear_cross_entropy, token_cross_entropy
@@ -123,6 +123,28 @@ def test_rms_norm(T: int, D: int, groups: int, dtype: torch.dtype) -> None:
     )
 
 
+def added(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    total, normed = normalization.add_rms_norm(x, y, weight, 1e-5)
+    return torch.cat([total, normed])
+
+
+def added_naively(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    total = x + y
+    return torch.cat([total, normalization_naive.rms_norm(total, weight, 1e-5)])
+
+
+@pytest.mark.parametrize(
+    ("T", "D", "dtype"), [(7, 33, torch.float32), (1, 64, torch.float32), (9, 20, torch.float16)]
+)
+def test_sum_and_its_norm(T: int, D: int, dtype: torch.dtype) -> None:
+    check(added, added_naively, [torch.randn(T, D), torch.randn(T, D), torch.randn(D)], dtype)
+    # Where nobody asks for the sum, its gradient is the norm's alone.
+    x, y, weight = torch.randn(T, D, requires_grad=True), torch.randn(T, D), torch.randn(D)
+    wanted = torch.autograd.grad(normalization.rms_norm(x + y, weight, 1e-5).sum(), x)
+    got = torch.autograd.grad(normalization.add_rms_norm(x, y, weight, 1e-5)[1].sum(), x)
+    torch.testing.assert_close(got, wanted)
+
+
 @pytest.mark.parametrize(
     ("shape", "groups", "dtype"),
     [
@@ -146,18 +168,18 @@ def test_a_group_that_ranks_share() -> None:
     T, D = 9, 42
     x, z, w, dy = torch.randn(T, D), torch.randn(T, D), torch.randn(D), torch.randn(T, D)
     whole = [t.double().requires_grad_() for t in (x, z, w)]
-    wanted = normalization_naive.gated_rms_norm(*whole, 1e-5, 1)
+    wanted = normalization_naive.gated_rms_norm(*whole, eps=1e-5, num_groups=1)
     wanted_gradients = torch.autograd.grad(wanted, whole, dy.double())
     inner = D // 3
     for mine, other in ((slice(inner), slice(inner, D)), (slice(inner, D), slice(inner))):
         theirs = [t.double() for t in (x[:, other], z[:, other], w[other])]
         squares = split_eager.squares(*theirs[:2])
         r = torch.rsqrt((squares + split_eager.squares(x[:, mine].double(), z[:, mine].double())) / D + 1e-5)
-        sums = [squares[:, 0], split_eager.dot_products(dy[:, other].double(), *theirs, r)[:, 0]]
+        sums = [squares[:, 0], split_eager.dot_products(dy[:, other].double(), *theirs, r_T11=r)[:, 0]]
         own = [t.contiguous().requires_grad_() for t in (x[:, mine], z[:, mine], w[mine])]
         y = normalization.gated_rms_norm_split(
             *own,
-            1e-5,
+            eps=1e-5,
             width=D,
             sum_over_ranks=lambda mine_T1, sums=sums: (mine_T1.double() + sums.pop(0)).float(),
         )
@@ -205,6 +227,21 @@ def test_experts(T: int, K: int, D: int, dtype: torch.dtype) -> None:
     check(fast, slow, [torch.randn(T, D), torch.rand(T, K)], dtype)
 
 
+@pytest.mark.parametrize(
+    ("T", "E", "top_k", "groups", "top_groups"),
+    [(5, 11, 3, 1, 1), (3, 4, 4, 1, 1), (7, 18, 5, 6, 2), (2, 3, 1, 3, 2)],
+)
+def test_choice_of_experts(T: int, E: int, top_k: int, groups: int, top_groups: int) -> None:
+    scores, bias = torch.rand(T, E), torch.randn(E)
+    options = {"top_k": top_k, "num_groups": groups, "top_k_groups": top_groups}
+    chosen = experts.choose_experts(scores, bias, **options)
+    assert torch.equal(chosen, experts.choose_experts_naive(scores, bias, **options))
+    # Numbers that are none choose something that exists all the same.
+    broken = experts.choose_experts(scores * torch.nan, bias, **options)
+    assert broken.min() >= 0
+    assert broken.max() < E
+
+
 @pytest.mark.parametrize("chunk_tokens", [4, None])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 def test_cross_entropy(z_loss: float, chunk_tokens: int | None) -> None:
@@ -236,7 +273,7 @@ def test_cross_entropy_over_a_vocabulary_shard(run_ranks: Callable[..., list[Any
     hidden, weight = torch.randn(T, D), torch.randn(sum(rows), D)
     targets = torch.tensor([0, 17, 18, 20, -100, 19, 4])
     exact = [hidden.double().requires_grad_(), weight.double().requires_grad_()]
-    wanted = cross_entropy_naive.linear_cross_entropy(*exact, targets, z_loss=0.1)[0]
+    wanted = cross_entropy_naive.linear_cross_entropy(*exact, targets_T=targets, z_loss=0.1)[0]
     wanted_hidden, wanted_weight = torch.autograd.grad(wanted, exact)
     ends = [0, rows[0], sum(rows)]
 

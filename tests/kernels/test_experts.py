@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from plait.kernels.experts import combine, dispatch, experts_naive, grouped_linear, sort_by_expert
+from plait.kernels.experts import (
+    choose_experts,
+    choose_experts_naive,
+    combine,
+    dispatch,
+    experts_naive,
+    grouped_linear,
+    sort_by_expert,
+)
 
 TOKENS, CHOICES, EXPERTS, WIDTH, HIDDEN = 37, 2, 5, 6, 7
 
@@ -99,3 +107,12 @@ def test_operators_are_registered_well():
     torch.library.opcheck(torch.ops.plait.experts_dispatch, (x, routing.order_S, routing.inverse_TK))
     torch.library.opcheck(torch.ops.plait.grouped_linear, (rows, up, routing.counts_E))
     torch.library.opcheck(torch.ops.plait.experts_combine, (rows, weight, routing.inverse_TK))
+
+
+@pytest.mark.parametrize(("groups", "top_groups"), [(1, 1), (6, 2), (18, 7), (3, 3)])
+def test_the_best_experts_are_chosen(groups, top_groups):
+    scores, bias = torch.rand(9, 18, dtype=torch.float64), torch.randn(18)
+    options = {"top_k": 5, "num_groups": groups, "top_k_groups": top_groups}
+    chosen = choose_experts(scores, bias, **options)
+    assert torch.equal(chosen, choose_experts_naive(scores, bias, **options))
+    torch.library.opcheck(torch.ops.plait.choose_experts, (scores, bias, *options.values()))

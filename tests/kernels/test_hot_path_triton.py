@@ -12,6 +12,7 @@ BLOCKS = {
     "normalization_forward": {"elements": 128, "num_warps": 1},
     "normalization_backward": {"elements": 128, "programs": 2, "num_warps": 1},
     "activation": {"block": 64, "num_warps": 1},
+    "experts_choose": {"elements": 64, "num_warps": 1},
     "experts": {"block": 16, "num_warps": 1},
     "cross_entropy_reduce": {"block": 16, "num_warps": 1, "num_stages": 2},
     "cross_entropy_gradient": {"block": 16, "num_warps": 1},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from plait.kernels.normalization import gated_rms_norm, naive, rms_norm
+from plait.kernels.normalization import add_rms_norm, gated_rms_norm, naive, rms_norm
 
 EPS, GROUPS, D = 1e-5, 4, 24
 Norm = Callable[..., Tensor]
@@ -122,6 +122,31 @@ def test_operators_are_well_formed(gated: bool, dtype: torch.dtype) -> None:
         torch.library.opcheck(torch.ops.plait.rms_norm, (*inputs, *constants))
         _, r = torch.ops.plait.rms_norm(*detached, *constants)
         torch.library.opcheck(torch.ops.plait.rms_norm_backward, (dy, *detached, r))
+
+
+@pytest.mark.parametrize("asked", [(True, True), (False, True), (True, False)])
+def test_a_sum_and_its_norm(asked: tuple[bool, bool]) -> None:
+    """Whether the sum, the norm or both of them go on to a loss."""
+    x, y, weight = (torch.randn(*shape, D, dtype=torch.float64) for shape in ((5, 3), (5, 3), ()))
+    inputs = [tensor.requires_grad_() for tensor in (x, y, weight)]
+
+    def losses(total: Tensor, normed: Tensor) -> Tensor:
+        return sum(
+            (t.square().sum() for t, wanted in zip((total, normed), asked, strict=True) if wanted),
+            x.new_zeros(()),
+        )
+
+    got = add_rms_norm(x, y, weight, EPS)
+    expected = x + y, naive.rms_norm(x + y, weight, EPS)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    gradients = torch.autograd.grad(losses(*got), inputs, allow_unused=True)
+    for a, b in zip(
+        gradients, torch.autograd.grad(losses(*expected), inputs, allow_unused=True), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    torch.library.opcheck(torch.ops.plait.add_rms_norm, (*inputs, EPS))
+    with pytest.raises(ValueError, match=r"torch.float64, y \(5, 3, 24\) torch.float32"):
+        add_rms_norm(x, y.float(), weight, EPS)
 
 
 def test_wrong_shapes_are_named() -> None:

@@ -13,7 +13,7 @@ def reduce(logits, targets, lse, at_target, V, first, row_stride, BLOCK: tl.cons
     logits += token * row_stride
     greatest = tl.full([], float("-inf"), tl.float32)
     sums = tl.zeros([BLOCK], tl.float32)
-    for start in tl.range(0, V, BLOCK, num_stages=STAGES):
+    for start in tl.range(0, V, BLOCK, num_stages=STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         column = start + tl.arange(0, BLOCK)
         value = tl.load(logits + column, mask=column < V, other=float("-inf")).to(tl.float32)
         new = tl.maximum(greatest, tl.max(value, 0))

@@ -3,7 +3,52 @@
 import triton
 import triton.language as tl
 
-__all__ = ["gather_sum", "scatter", "scatter_scaled"]
+__all__ = ["choose", "gather_sum", "scatter", "scatter_scaled"]
+
+
+@triton.jit
+def choose(
+    score,
+    bias,
+    expert,
+    T,
+    num_groups,
+    size,
+    top_k,
+    top_k_groups,
+    ROWS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    GROUPED: tl.constexpr,
+):
+    """The best experts of some tokens, one after another; a number that is none is worse than all others."""
+    token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    group, place = tl.arange(0, GROUPS), tl.arange(0, BLOCK)
+    number = group[:, None] * size + place[None]
+    there = (group < num_groups)[:, None] & (place < size)[None]
+    at = token[:, None, None] * (num_groups * size) + number[None]
+    mask = (token < T)[:, None, None] & there[None]
+    value = tl.load(score + at, mask=mask, other=float("-inf")).to(tl.float32)
+    merit = value + tl.load(bias + number, mask=there, other=0.0).to(tl.float32)[None]
+    merit = tl.where(merit == merit, merit, float("-inf"))
+    if GROUPED:
+        best = tl.max(merit, 2)
+        if BLOCK > 1:
+            first = place[None, None] == tl.argmax(merit, 2)[:, :, None]
+            second = tl.max(tl.where(first, float("-inf"), merit), 2)
+            best += tl.where(size > 1, second, 0.0)
+        taken = tl.zeros([ROWS, GROUPS], tl.int32)
+        for _ in range(top_k_groups):
+            free = tl.where(taken > 0, float("-inf"), best)
+            taken += (group[None] == tl.argmax(free, 1)[:, None]).to(tl.int32)
+        merit = tl.where((taken > 0)[:, :, None], merit, float("-inf"))
+    merit = tl.reshape(merit, [ROWS, GROUPS * BLOCK])
+    column = tl.arange(0, GROUPS * BLOCK)
+    for choice in range(top_k):
+        index = tl.argmax(merit, 1)
+        merit = tl.where(column[None] == index[:, None], float("-inf"), merit)
+        chosen = index // BLOCK * size + index % BLOCK
+        tl.store(expert + token * top_k + choice, chosen.to(tl.int64), mask=token < T)
 
 
 @triton.jit

@@ -1,13 +1,43 @@
 """What calls the kernels."""
 
-# T tokens, K experts a token, S = T K rows, D channels
+# T tokens, E experts, K experts a token, S = T K rows, D channels
 
+import torch
+import triton
 from torch import Tensor
 
 from ...launching import launch, sizes_of
 from . import kernels
 
-__all__ = ["combine", "combine_backward", "dispatch", "dispatch_backward"]
+__all__ = ["choose", "combine", "combine_backward", "dispatch", "dispatch_backward"]
+
+
+def choose(score_TE: Tensor, bias_E: Tensor, top_k: int, num_groups: int, top_k_groups: int) -> Tensor:
+    """As :func:`..eager.choose`; of equal ones the first."""
+    (T, E), size = score_TE.shape, score_TE.shape[1] // num_groups
+    expert_TK = score_TE.new_empty(T, top_k, dtype=torch.int64)
+    groups, block = triton.next_power_of_2(num_groups), triton.next_power_of_2(size)
+    if T:
+        sizes = sizes_of("experts_choose", score_TE.device, E=E)
+        rows = max(1, sizes["elements"] // (groups * block))
+        launch(
+            kernels.choose,
+            (-(-T // rows),),
+            score_TE.contiguous(),
+            bias_E.contiguous(),
+            expert_TK,
+            T,
+            num_groups,
+            size,
+            top_k,
+            top_k_groups,
+            num_warps=sizes["num_warps"],
+            ROWS=rows,
+            GROUPS=groups,
+            BLOCK=block,
+            GROUPED=top_k_groups < num_groups,
+        )
+    return expert_TK
 
 
 def dispatch(x_TD: Tensor, inverse_TK: Tensor) -> Tensor:

@@ -7,6 +7,26 @@ Where ranks share a group, two smaller kernels make the sums that they exchange 
 kernels.py holds the kernels, launch.py what calls them.
 """
 
-from .launch import backward, dot_products, fits, forward, gradients, output, squares
+from .launch import (
+    add_backward,
+    add_forward,
+    backward,
+    dot_products,
+    fits,
+    forward,
+    gradients,
+    output,
+    squares,
+)
 
-__all__ = ["backward", "dot_products", "fits", "forward", "gradients", "output", "squares"]
+__all__ = [
+    "add_backward",
+    "add_forward",
+    "backward",
+    "dot_products",
+    "fits",
+    "forward",
+    "gradients",
+    "output",
+    "squares",
+]

@@ -1,6 +1,9 @@
-"""The kernels; ``r = 1 / sqrt(mean(h²) + eps)`` and ``h = x·silu(z)`` as in eager.py, where the formulas are."""
+"""The kernels; ``r = 1 / sqrt(mean(h²) + eps)``, ``h = x·silu(z)``: the formulas stand in eager.py."""
 
 # T tokens, G groups, D channels of a group. A row is a group of a token: row = token G + group.
+
+# What one constant of a kernel defines, the same constant reads.
+# pyright: reportPossiblyUnboundVariable=false, reportOperatorIssue=false
 
 import triton
 import triton.language as tl
@@ -28,6 +31,7 @@ def normalize(
     weight,
     y,
     r,
+    total,
     rows,
     G,
     D,
@@ -35,14 +39,20 @@ def normalize(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     GATED: tl.constexpr,
+    ADDED: tl.constexpr,
     GIVEN: tl.constexpr,
 ):
-    """Writes y, and r unless it is given."""
+    """Writes y, and r unless it is given. Where z is no gate but added to x, also their sum, rounded: the
+    norm is of what is kept."""
     row, column, at, mask = _places(tl.program_id(0) * ROWS, rows, D, ROWS, BLOCK)
     h = _load(x, at, mask)
     if GATED:
         gate = _load(z, at, mask)
         h = h * gate * tl.sigmoid(gate)
+    if ADDED:
+        kept = (h + _load(z, at, mask)).to(total.dtype.element_ty)
+        tl.store(total + at, kept, mask=mask)
+        h = kept.to(tl.float32)
     if GIVEN:
         scale = tl.load(r + row, mask=row < rows, other=0.0)
     else:
@@ -90,9 +100,11 @@ def differentiate(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     GATED: tl.constexpr,
+    ADDED: tl.constexpr,
     GIVEN: tl.constexpr,
 ):
-    """`tokens` of one group a program; dweight is (programs, G, D), in fp32."""
+    """`tokens` of one group a program; dweight is (programs, G, D), in fp32. Where x was a sum, z may be what
+    else its gradient is made of."""
     group = tl.program_id(1)
     column = tl.arange(0, BLOCK)
     w = tl.load(weight + group * D + column, mask=column < D, other=0.0).to(tl.float32)
@@ -123,6 +135,8 @@ def differentiate(
             slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
             tl.store(dz + at, (dh * ungated * slope).to(dz.dtype.element_ty), mask=mask)
             dh = dh * gate * sigmoid
+        if ADDED:
+            dh += _load(z, at, mask)
         tl.store(dx + at, dh.to(dx.dtype.element_ty), mask=mask)
     at = (tl.program_id(0).to(tl.int64) * G + group) * D + column
     tl.store(dweight + at, tl.sum(sums, 0), mask=column < D)

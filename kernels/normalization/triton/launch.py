@@ -8,7 +8,17 @@ from torch import Tensor
 from ...launching import launch, sizes_of
 from . import kernels
 
-__all__ = ["backward", "dot_products", "fits", "forward", "gradients", "output", "squares"]
+__all__ = [
+    "add_backward",
+    "add_forward",
+    "backward",
+    "dot_products",
+    "fits",
+    "forward",
+    "gradients",
+    "output",
+    "squares",
+]
 
 WIDEST = 1 << 14
 """Channels of a group that a program's registers hold; wider ones are torch's."""
@@ -25,6 +35,22 @@ def forward(
     tokens, D = x.numel() // x.shape[-1], x.shape[-1] // num_groups
     r_TG1 = x.new_empty(tokens, num_groups, 1, dtype=torch.float32)
     return _normalize(x, z, weight_D, r_TG1, eps, D, given=False), r_TG1
+
+
+def add_forward(x: Tensor, y: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`..eager.add_forward`."""
+    D = x.shape[-1]
+    r_T11 = x.new_empty(x.numel() // D, 1, 1, dtype=torch.float32)
+    total = x.new_empty(x.shape)
+    return total, _normalize(x, y, weight_D, r_T11, eps, D, given=False, total=total), r_T11
+
+
+def add_backward(
+    dtotal: Tensor | None, dy: Tensor, total: Tensor, weight_D: Tensor, r_T11: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As :func:`..eager.add_backward`."""
+    dx, _, dweight_D = gradients(dy, total, None, weight_D, r_T11, None, dtotal)
+    return dx, dweight_D
 
 
 def output(x: Tensor, z: Tensor, weight_D: Tensor, r_T11: Tensor) -> Tensor:
@@ -60,9 +86,15 @@ def backward(
 
 
 def gradients(
-    dy: Tensor, x: Tensor, z: Tensor | None, weight_D: Tensor, r_TG1: Tensor, mean_TG1: Tensor | None
+    dy: Tensor,
+    x: Tensor,
+    z: Tensor | None,
+    weight_D: Tensor,
+    r_TG1: Tensor,
+    mean_TG1: Tensor | None,
+    more: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, z and weight; the mean of ``dy·w·r·h`` may be given. Without a gate z's is empty."""
+    """As `backward`; the mean of ``dy·w·r·h`` may be given, and without a gate more of x's gradient."""
     dy, x = dy.contiguous(), x.contiguous()
     z = None if z is None else z.contiguous()
     T, G, _ = r_TG1.shape
@@ -79,7 +111,7 @@ def gradients(
         grid,
         dy,
         x,
-        x if z is None else z,
+        z if z is not None else x if more is None else more.contiguous(),
         weight_D.contiguous(),
         r_TG1,
         r_TG1 if mean_TG1 is None else mean_TG1.contiguous(),
@@ -94,14 +126,27 @@ def gradients(
         ROWS=rows,
         BLOCK=block,
         GATED=z is not None,
+        ADDED=more is not None,
         GIVEN=mean_TG1 is not None,
     )
     return dx, dz, dweight_PGD.sum(0).view(-1).to(weight_D.dtype)
 
 
 def _normalize(
-    x: Tensor, z: Tensor | None, weight_D: Tensor, r_TG1: Tensor, eps: float, D: int, *, given: bool
+    x: Tensor,
+    z: Tensor | None,
+    weight_D: Tensor,
+    r_TG1: Tensor,
+    eps: float,
+    D: int,
+    *,
+    given: bool,
+    total: Tensor | None = None,
 ) -> Tensor:
+    """
+    Args:
+        total: takes ``x + z``; None where z is a gate.
+    """
     x = x.contiguous()
     y = x.new_empty(x.shape)
     grid, options = _rows(x, D)
@@ -113,11 +158,13 @@ def _normalize(
         weight_D.contiguous(),
         y,
         r_TG1,
+        y if total is None else total,
         r_TG1.numel(),
         r_TG1.shape[1],
         D,
         eps,
-        GATED=z is not None,
+        GATED=z is not None and total is None,
+        ADDED=total is not None,
         GIVEN=given,
         **options,
     )

@@ -117,7 +117,8 @@ def grad_x_kernel(
             ends = 0.0
             whole = tl.load(decay + m * H + h)
             if whole != float("-inf"):
-                for p_piece in range(p_first, tl.minimum(p_first + BLOCK_P, P), 16):
+                for piece in range(tl.cdiv(tl.minimum(P - p_first, BLOCK_P), 16)):
+                    p_piece = p_first + piece * 16
                     beyond = entering_tile(
                         leaving, suffix, grad_final, m, row, h, H, p_piece, True, P, N, 16, BLOCK_N
                     )

@@ -8,6 +8,9 @@ A head dim wider than a block is several heads that share all but their columns 
 Sizes as in `states.py`; V virtual heads a program, of R times the blocks of P a group.
 """
 
+# Triton types what its operators return as widely as can be.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+
 import triton
 import triton.language as tl
 
@@ -46,13 +49,13 @@ def grad_c_kernel(
     t_i = start + i
     ids_i = documents_of(documents, row, t_i, L - 1, DOCUMENTS)
     id_before = documents_of(documents, row, start - 1, L - 1, DOCUMENTS)
-    Ci = load_rows(C, t_i, C_l, live_i, 0, N, BLOCK_N)
+    Ci = load_rows(C, start, i, C_l, live_i, 0, N, BLOCK_N)
 
     grad = tl.zeros((BLOCK_Q, BLOCK_N), tl.float32)
     for v in range(split * V, split * V + V):
         h, part = g * R + v // num_p, v % num_p
         p_first = part * BLOCK_P
-        dy = load_rows(grad_y + row * y_b + h * y_h, t_i, y_l, live_i, p_first, P, BLOCK_P)
+        dy = load_rows(grad_y + row * y_b + h * y_h, start, i, y_l, live_i, p_first, P, BLOCK_P)
         state = entering_tile(
             entering, prefix, initial, m, row, h, H, p_first, INITIAL, P, N, BLOCK_P, BLOCK_N
         )
@@ -64,7 +67,7 @@ def grad_c_kernel(
         at = through + ((m * H + h) * num_p + part) * Q
         tl.store(at + i, tl.sum(asked * Ci.to(tl.float32), 1), mask=i < Q)
         if HAS_D:
-            xi = load_rows(x + row * x_b + h * x_h, t_i, x_l, live_i, p_first, P, BLOCK_P)
+            xi = load_rows(x + row * x_b + h * x_h, start, i, x_l, live_i, p_first, P, BLOCK_P)
             own = tl.sum(tl.sum(dy.to(tl.float32) * xi.to(tl.float32), 1), 0)
             tl.store(grad_D + ((m * H + h) * num_p + part) * blocks + block, own)
 
@@ -76,8 +79,8 @@ def grad_c_kernel(
         tile = tl.zeros((BLOCK_Q, BLOCK_Q), tl.float32)
         for v in range(split * V, split * V + V):
             h, p_first = g * R + v // num_p, v % num_p * BLOCK_P
-            dy = load_rows(grad_y + row * y_b + h * y_h, t_i, y_l, live_i, p_first, P, BLOCK_P)
-            xj = load_rows(x + row * x_b + h * x_h, t_j, x_l, live_j, p_first, P, BLOCK_P)
+            dy = load_rows(grad_y + row * y_b + h * y_h, start, i, y_l, live_i, p_first, P, BLOCK_P)
+            xj = load_rows(x + row * x_b + h * x_h, start, j, x_l, live_j, p_first, P, BLOCK_P)
             s = log_decay + (m * H + h) * Q
             s_i, s_j = load_vector(s, i, live_i), load_vector(s, j, live_j)
             dt_j = load_vector(dt + (m * H + h) * Q, j, live_j)
@@ -87,12 +90,12 @@ def grad_c_kernel(
                 s_i[:, None], s_j[None, :], i[:, None], j[None, :], ids_i[:, None], ids_j[None, :], DOCUMENTS
             )
         tile = tile.to(low)
-        at = grad_CB + ((split * M + m) * G + g) * Q * Q + i[:, None] * Q + j[None, :]
+        at = grad_CB + ((split * M + m) * G + g) * Q * Q + (i[:, None] * Q + j[None, :])
         tl.store(at, tile, mask=(i < Q)[:, None] & (j < Q)[None, :])
-        Bj = load_rows(B, t_j, B_l, live_j, 0, N, BLOCK_N)
+        Bj = load_rows(B, start, j, B_l, live_j, 0, N, BLOCK_N)
         grad = product(tile, Bj, grad, low, MODE)
 
     n = tl.arange(0, BLOCK_N)
-    begin = grad_C + ((split * (M // K) + row) * L * G + g) * N
-    at = begin + (t_i.to(tl.int64) * G * N)[:, None] + n[None, :]
+    begin = grad_C + (((split * (M // K) + row) * L + start) * G + g) * N
+    at = begin + ((i * G * N)[:, None] + n[None, :])
     tl.store(at, grad.to(grad_C.dtype.element_ty), mask=live_i[:, None] & (n < N)[None, :])

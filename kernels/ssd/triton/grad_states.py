@@ -64,8 +64,8 @@ def grad_states_kernel(
             reach = tl.exp(load_vector(log_decay + (m * H + h) * Q, q, live))
             ids = documents_of(documents, row, t, L - 1, DOCUMENTS)
             reach = tl.where(ids == id_before, reach, 0.0)
-            dy = load_rows(grad_y, t, y_l, live, p_first, P, BLOCK_P).to(tl.float32) * reach[:, None]
-            Cs = load_rows(C, t, C_l, live, n_first, N, BLOCK_N)
+            dy = load_rows(grad_y, k * Q, q, y_l, live, p_first, P, BLOCK_P).to(tl.float32) * reach[:, None]
+            Cs = load_rows(C, k * Q, q, C_l, live, n_first, N, BLOCK_N)
             grad = product(tl.trans(dy.to(low)), Cs, grad, low, MODE)
         if not FUSED:
             tl.store(leaving + (m * H + h) * P * N + in_state, grad, mask=in_tile)

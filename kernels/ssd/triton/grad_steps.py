@@ -7,6 +7,9 @@ head, from the last tokens to the first.
 Sizes as in `states.py`.
 """
 
+# Triton types what its operators return as widely as can be.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+
 import triton
 import triton.language as tl
 

@@ -10,6 +10,9 @@ cancels where decays are strong.
 Virtual heads and sizes as in `grad_c.py`.
 """
 
+# Triton types what its operators return as widely as can be.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+
 import triton
 import triton.language as tl
 
@@ -51,13 +54,13 @@ def grad_x_kernel(
     t_j = start + j
     ids_j = documents_of(documents, row, t_j, L - 1, DOCUMENTS)
     id_last = documents_of(documents, row, start + Q - 1, L - 1, DOCUMENTS)
-    Bj = load_rows(B, t_j, B_l, live_j, 0, N, BLOCK_N)
+    Bj = load_rows(B, start, j, B_l, live_j, 0, N, BLOCK_N)
 
     grad = tl.zeros((BLOCK_Q, BLOCK_N), tl.float32)
     for v in range(split * V, split * V + V):
         h, part = g * R + v // num_p, v % num_p
         p_first = part * BLOCK_P
-        xj = load_rows(x + row * x_b + h * x_h, t_j, x_l, live_j, p_first, P, BLOCK_P)
+        xj = load_rows(x + row * x_b + h * x_h, start, j, x_l, live_j, p_first, P, BLOCK_P)
         s = log_decay + (m * H + h) * Q
         s_j = load_vector(s, j, live_j)
         dt_j = load_vector(dt + (m * H + h) * Q, j, live_j)
@@ -65,25 +68,17 @@ def grad_x_kernel(
         to_end = tl.where(live_j & (ids_j == id_last), to_end, 0.0)
 
         # Through the state that leaves the chunk.
+        virtual = (m * H + h) * num_p + part
         after = entering_tile(
             leaving, suffix, grad_final, m, row, h, H, p_first, True, P, N, BLOCK_P, BLOCK_N
         )
-        dx = tl.zeros((BLOCK_Q, BLOCK_P), tl.float32)
-        dx = product(Bj, tl.trans(after.to(low)), dx, low, MODE) * to_end[:, None]
+        asked = after.to(low)
         weighted = xj.to(tl.float32) * (to_end * dt_j)[:, None]
-        grad = product(weighted, after, grad, low, MODE)
+        grad = product(weighted, asked, grad, low, MODE)
+        dx = tl.zeros((BLOCK_Q, BLOCK_P), tl.float32)
+        dx = product(Bj, tl.trans(asked), dx, low, MODE) * to_end[:, None]
         own = tl.sum(dx * xj.to(tl.float32), 1)
-        virtual = (m * H + h) * num_p + part
         tl.store(passed + virtual * Q + j, own * dt_j, mask=j < Q)
-        if block == 0:
-            ends = 0.0
-            whole = tl.load(decay + m * H + h)
-            if whole != float("-inf"):
-                state = entering_tile(
-                    entering, prefix, initial, m, row, h, H, p_first, INITIAL, P, N, BLOCK_P, BLOCK_N
-                )
-                ends += tl.exp(whole) * tl.sum(tl.sum(after * state, 1), 0)
-            tl.store(at_end + virtual, ends)
 
         # Through the outputs of its own and the later blocks of the chunk.
         decayed = own * 0.0
@@ -92,8 +87,8 @@ def grad_x_kernel(
             live_i = i < live_tokens
             t_i = start + i
             ids_i = documents_of(documents, row, t_i, L - 1, DOCUMENTS)
-            Ci = load_rows(C, t_i, C_l, live_i, 0, N, BLOCK_N)
-            dy = load_rows(grad_y + row * y_b + h * y_h, t_i, y_l, live_i, p_first, P, BLOCK_P)
+            Ci = load_rows(C, start, i, C_l, live_i, 0, N, BLOCK_N)
+            dy = load_rows(grad_y + row * y_b + h * y_h, start, i, y_l, live_i, p_first, P, BLOCK_P)
             s_i = load_vector(s, i, live_i)
             zero = tl.zeros((BLOCK_Q, BLOCK_Q), tl.float32)
             tile = product(Bj, tl.trans(Ci), zero, low, MODE)
@@ -111,20 +106,37 @@ def grad_x_kernel(
         tl.store(columns + virtual * Q + j, decayed, mask=j < Q)
         dx *= dt_j[:, None]
         if HAS_D:
-            dy = load_rows(grad_y + row * y_b + h * y_h, t_j, y_l, live_j, p_first, P, BLOCK_P)
+            dy = load_rows(grad_y + row * y_b + h * y_h, start, j, y_l, live_j, p_first, P, BLOCK_P)
             dx += tl.load(D + h).to(tl.float32) * dy.to(tl.float32)
         p = p_first + tl.arange(0, BLOCK_P)
-        at = grad_x + (row * L * H + h) * P + (t_j.to(tl.int64) * H * P)[:, None] + p[None, :]
+        at = grad_x + ((row * L + start) * H + h) * P + ((j * H * P)[:, None] + p[None, :])
         tl.store(at, dx.to(low), mask=live_j[:, None] & (p < P)[None, :])
+
+        # Last, and by a few rows of the states at a time: whole ones would fill the registers.
+        if block == 0:
+            ends = 0.0
+            whole = tl.load(decay + m * H + h)
+            if whole != float("-inf"):
+                for piece in range(tl.cdiv(tl.minimum(P - p_first, BLOCK_P), 16)):
+                    p_piece = p_first + piece * 16
+                    beyond = entering_tile(
+                        leaving, suffix, grad_final, m, row, h, H, p_piece, True, P, N, 16, BLOCK_N
+                    )
+                    state = entering_tile(
+                        entering, prefix, initial, m, row, h, H, p_piece, INITIAL, P, N, 16, BLOCK_N
+                    )
+                    ends += tl.sum(tl.sum(beyond * state, 1), 0)
+                ends *= tl.exp(whole)
+            tl.store(at_end + virtual, ends)
 
     for target in range(block, blocks):
         i = target * BLOCK_Q + tl.arange(0, BLOCK_Q)
         live_i = i < live_tokens
-        Ci = load_rows(C, start + i, C_l, live_i, 0, N, BLOCK_N)
-        at = grad_CB + ((split * M + m) * G + g) * Q * Q + i[:, None] * Q + j[None, :]
+        Ci = load_rows(C, start, i, C_l, live_i, 0, N, BLOCK_N)
+        at = grad_CB + ((split * M + m) * G + g) * Q * Q + (i[:, None] * Q + j[None, :])
         tile = tl.load(at, mask=live_i[:, None] & live_j[None, :], other=0.0)
         grad = product(tl.trans(tile), Ci, grad, low, MODE)
     n = tl.arange(0, BLOCK_N)
-    begin = grad_B + ((split * (M // K) + row) * L * G + g) * N
-    at = begin + (t_j.to(tl.int64) * G * N)[:, None] + n[None, :]
+    begin = grad_B + (((split * (M // K) + row) * L + start) * G + g) * N
+    at = begin + ((j * G * N)[:, None] + n[None, :])
     tl.store(at, grad.to(grad_B.dtype.element_ty), mask=live_j[:, None] & (n < N)[None, :])

@@ -23,9 +23,10 @@ def begin(
     x, dt_raw, A, B, dt_bias, documents, dt_low, dt_high, chunk_size, on: Launcher | None = None
 ):  # fmt: skip
     on = on or launcher_of(x.device)
-    x, dt_raw, B = _narrow(x), _narrow(dt_raw), _narrow(B)
-    shape = Shape.of(x, B, chunk_size)
-    M, H, Q, state = shape.M, shape.H, shape.Q, (shape.P, shape.N)
+    Q = chunk_size
+    x, dt_raw, B = _narrow(x, Q), _narrow(dt_raw, Q), _narrow(B, Q)
+    shape = Shape.of(x, B, Q)
+    M, H, state = shape.M, shape.H, (shape.P, shape.N)
     dt, log_decay = _fp32(x, M, H, Q), _fp32(x, M, H, Q)
     decay, prefix, total = _fp32(x, M, H), _fp32(x, M, H), _fp32(x, shape.batch, H)
     entering, final = _fp32(x, M, H, *state), _fp32(x, shape.batch, H, *state)
@@ -67,8 +68,9 @@ def finish(
     x, dt, log_decay, B, C, D, entering, prefix, initial, documents, on: Launcher | None = None
 ):  # fmt: skip
     on = on or launcher_of(x.device)
-    x, B, C = _narrow(x), _narrow(B), _narrow(C)
-    shape = Shape.of(x, B, dt.shape[2])
+    Q = dt.shape[2]
+    x, B, C = _narrow(x, Q), _narrow(B, Q), _narrow(C, Q)
+    shape = Shape.of(x, B, Q)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     entry = on.choice("ssd_output", shape)
     on.run(
@@ -93,7 +95,8 @@ def finish_backward(
     on: Launcher | None = None,
 ):  # fmt: skip
     on = on or launcher_of(x.device)
-    grad_y, x, B, C = _narrow(grad_y), _narrow(x), _narrow(B), _narrow(C)
+    Q = dt.shape[2]
+    grad_y, x, B, C = _narrow(grad_y, Q), _narrow(x, Q), _narrow(B, Q), _narrow(C, Q)
     documents = _documents(documents)
     shape = Shape.of(x, B, dt.shape[2])
     through, grad_CB, leaving, suffix, carried = kept_here = kept(x, dt, B, entering, on)
@@ -178,10 +181,12 @@ def begin_backward(
 ):  # fmt: skip
     on = on or launcher_of(x.device)
     through, grad_CB, leaving, suffix, carried = kept
-    grad_y, x, dt_raw, B, C = _narrow(grad_y), _narrow(x), _narrow(dt_raw), _narrow(B), _narrow(C)
+    Q = dt.shape[2]
+    grad_y, x, dt_raw = _narrow(grad_y, Q), _narrow(x, Q), _narrow(dt_raw, Q)
+    B, C = _narrow(B, Q), _narrow(C, Q)
     documents = _documents(documents)
-    shape = Shape.of(x, B, dt.shape[2])
-    M, H, Q, splits = shape.M, shape.H, shape.Q, grad_CB.shape[0]
+    shape = Shape.of(x, B, Q)
+    M, H, splits = shape.M, shape.H, grad_CB.shape[0]
     entry = on.choice("ssd_grad_x", shape)
     parts, blocks = shape.parts(entry), shape.blocks(entry)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -248,9 +253,10 @@ def _pass(on, shape, states, decay, edges, total, out, *, reverse: bool) -> None
     on.run(passing_kernel, entry, programs, (states, decay, edges, total, out), numbers, REVERSE=reverse)
 
 
-def _narrow(tensor: Tensor) -> Tensor:
-    """The last dim's elements side by side; the other dims may be strided as they like."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+def _narrow(tensor: Tensor, Q: int) -> Tensor:
+    """The last dim's elements side by side, and a chunk's tokens within 31 bits of its first; else a copy."""
+    fits = tensor.stride(-1) == 1 and tensor.stride(1) * Q < 2**31
+    return tensor if fits else tensor.contiguous()
 
 
 def _documents(documents: Tensor | None) -> Tensor | None:

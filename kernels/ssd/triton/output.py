@@ -45,7 +45,7 @@ def output_kernel(
     s_i = load_vector(log_decay, i, live_i)
     ids_i = documents_of(documents, row, t_i, L - 1, DOCUMENTS)
     id_before = documents_of(documents, row, start - 1, L - 1, DOCUMENTS)
-    Ci = load_rows(C, t_i, C_l, live_i, 0, N, BLOCK_N)
+    Ci = load_rows(C, start, i, C_l, live_i, 0, N, BLOCK_N)
 
     state = entering_tile(entering, prefix, initial, m, row, h, H, p_first, INITIAL, P, N, BLOCK_P, BLOCK_N)
     reach = tl.where(ids_i == id_before, tl.exp(s_i), 0.0)
@@ -57,16 +57,16 @@ def output_kernel(
         t_j = start + j
         s_j, dt_j = load_vector(log_decay, j, live_j), load_vector(dt, j, live_j)
         ids_j = documents_of(documents, row, t_j, L - 1, DOCUMENTS)
-        Bj = load_rows(B, t_j, B_l, live_j, 0, N, BLOCK_N)
-        xj = load_rows(x, t_j, x_l, live_j, p_first, P, BLOCK_P)
+        Bj = load_rows(B, start, j, B_l, live_j, 0, N, BLOCK_N)
+        xj = load_rows(x, start, j, x_l, live_j, p_first, P, BLOCK_P)
         tile = product(Ci, tl.trans(Bj), tl.zeros((BLOCK_Q, BLOCK_Q), tl.float32), low, MODE)
         tile *= weights_tile(
             s_i[:, None], s_j[None, :], i[:, None], j[None, :], ids_i[:, None], ids_j[None, :], DOCUMENTS
         )
         acc = product(tile * dt_j[None, :], xj, acc, low, MODE)
     if HAS_D:
-        xi = load_rows(x, t_i, x_l, live_i, p_first, P, BLOCK_P).to(tl.float32)
+        xi = load_rows(x, start, i, x_l, live_i, p_first, P, BLOCK_P).to(tl.float32)
         acc += tl.load(D + h).to(tl.float32) * xi
     p = p_first + tl.arange(0, BLOCK_P)
-    at = y + (row * L * H + h) * P + (t_i.to(tl.int64) * H * P)[:, None] + p[None, :]
+    at = y + ((row * L + start) * H + h) * P + ((i * H * P)[:, None] + p[None, :])
     tl.store(at, acc.to(low), mask=live_i[:, None] & (p < P)[None, :])

@@ -25,7 +25,9 @@ class Shape:
 
     @classmethod
     def of(cls, x_BLHP: Tensor, B_BLGN: Tensor, chunk_size: int) -> "Shape":
-        return cls(*x_BLHP.shape, *B_BLGN.shape[2:], chunk_size, x_BLHP.element_size())
+        batch, length, heads, head_dim = x_BLHP.shape
+        groups, state = B_BLGN.shape[2:]
+        return cls(batch, length, heads, head_dim, groups, state, chunk_size, x_BLHP.element_size())
 
     @property
     def K(self) -> int:

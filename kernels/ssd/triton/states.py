@@ -10,6 +10,9 @@ Sizes: L tokens a sequence, K chunks a sequence, Q tokens a chunk, H heads, R he
 N state size.
 """
 
+# Triton types what its operators return as widely as can be.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+
 import triton
 import triton.language as tl
 
@@ -90,8 +93,8 @@ def states_kernel(
                 tl.store(dt + (m * H + h) * Q + q, steps, mask=inside)
                 tl.store(log_decay + (m * H + h) * Q + q, running, mask=inside)
 
-            xs = load_rows(x, t, x_l, live, p_first, P, BLOCK_P).to(tl.float32) * weight[:, None]
-            Bs = load_rows(B, t, B_l, live, n_first, N, BLOCK_N)
+            xs = load_rows(x, k * Q, q, x_l, live, p_first, P, BLOCK_P).to(tl.float32) * weight[:, None]
+            Bs = load_rows(B, k * Q, q, B_l, live, n_first, N, BLOCK_N)
             state = state * tl.where(continues, tl.exp(sum_end), 0.0)
             state = product(tl.trans(xs.to(low)), Bs, state, low, MODE)
         id_before = documents_of(documents, row, k * Q - 1, L - 1, DOCUMENTS)

@@ -1,9 +1,12 @@
 """What the kernels share: products, sums that restart at documents, tiles in and out.
 
-Offsets are 64-bit: a row is int64 before it meets a stride. What stays within a sequence is 32-bit, since
-64-bit tiles of positions and document ids cost twice the registers. Widths (head dim, state size) are known
-to the compiler, so that a tile that is exactly as wide as they are is not masked.
+Where a tile begins is a 64-bit offset; within it, and for positions and document ids, 32 bits do, and take
+half the registers. Widths (head dim, state size) are known to the compiler, so that a tile that is exactly as
+wide as they are is not masked.
 """
+
+# Triton types what its operators return as widely as can be.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
 
 import triton
 import triton.language as tl
@@ -90,13 +93,14 @@ def load_vector(base, positions, live):
 
 
 @triton.jit
-def load_rows(base, rows, stride, live, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """(rows, BLOCK) of a matrix with `stride` between rows, columns from `first`; zero beyond its edges."""
+def load_rows(base, start, rows, stride, live, first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """(rows, BLOCK) of a matrix with `stride` between rows, counted from row `start`, columns from `first`;
+    zero beyond its edges. Within a chunk offsets take 31 bits, which launch.py sees to."""
     columns = tl.arange(0, BLOCK)
     mask = live[:, None]
     if WIDTH % BLOCK != 0:
         mask = mask & (first + columns < WIDTH)[None, :]
-    at = (base + first) + (rows.to(tl.int64) * stride)[:, None] + columns[None, :]
+    at = base + (start.to(tl.int64) * stride + first) + ((rows * stride)[:, None] + columns[None, :])
     return tl.load(at, mask=mask, other=0.0)
 
 
@@ -107,11 +111,11 @@ def entering_tile(
 ):  # fmt: skip
     """(BLOCK_P, BLOCK_N) of ``states[m, h] + exp(edges[m, h]) far[row, h]``: a chunk's state, or its
     gradient, with what came from beyond the shard."""
-    p = first + tl.arange(0, BLOCK_P)
-    live = p < P
-    tile = load_rows(states + (m * H + h) * P * N, p, N, live, 0, N, BLOCK_N)
+    p = tl.arange(0, BLOCK_P)
+    live = first + p < P
+    tile = load_rows(states + (m * H + h) * P * N, first, p, N, live, 0, N, BLOCK_N)
     if HAS_FAR:
-        beyond = load_rows(far + (row * H + h) * P * N, p, N, live, 0, N, BLOCK_N)
+        beyond = load_rows(far + (row * H + h) * P * N, first, p, N, live, 0, N, BLOCK_N)
         tile += tl.exp(tl.load(edges + m * H + h)) * beyond
     return tile
 

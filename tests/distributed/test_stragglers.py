@@ -9,7 +9,13 @@ from layouts import name
 
 STEPS = 12
 
-CASES = [({"sp": 2}, 0), ({"tp": 2}, 1), ({"dp_shard": 2}, 0), ({"dp_replicate": 2}, 1), ({"sp": 2}, 1)]
+CASES = [
+    ({"sp": 2}, 0),
+    ({"dp_shard": 2}, 1),
+    pytest.param({"tp": 2}, 1, marks=pytest.mark.long),
+    pytest.param({"dp_replicate": 2}, 1, marks=pytest.mark.long),
+    pytest.param({"sp": 2}, 1, marks=pytest.mark.long),
+]
 """Layouts, and the rank that is slow; either of them, so that no layout's own unevenness is what is found."""
 
 

@@ -120,6 +120,7 @@ def test_a_node_at_half_speed_is_found_and_left_out(tmp_path):
     assert reports[0]["versions"] == reports[1]["versions"]
 
 
+@pytest.mark.long
 def test_who_is_not_there_is_not_waited_for_and_neighbours_meet_in_turns():
     endpoint = free_endpoint()
     processes = [

@@ -187,6 +187,7 @@ def test_a_mistake_is_told_on_the_login_node(plait, run, config, cluster):
     assert cluster.ask("squeue", "-h", "-t", "all", "-o", "%i").split() == before
 
 
+@pytest.mark.long
 def test_a_mistake_met_in_the_job_ends_it_and_those_that_wait_for_it(plait, run, config):
     # The shards are gone when the job begins.
     tree = yaml.safe_load(config.read_text())

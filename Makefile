@@ -40,7 +40,7 @@ demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long

@@ -30,8 +30,8 @@ from plait.data.build import build
 from plait.data.corpus import Corpus
 from plait.data.loader import Loader
 from plait.data.manifest import read_manifest
+from plait.data.megatron import indexed_dataset
 from plait.data.plan import Plan, open_blend
-from plait.data.shards import megatron_indexed_dataset
 from plait.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 SEQ_LEN = 4096
@@ -141,7 +141,7 @@ def with_megatron(folder: Path, tokenizer: Tokenizer, cores: int) -> int:
     global encoder
     encoder = tokenizer
     out, tokens = folder / "megatron", 0
-    indexed = megatron_indexed_dataset()
+    indexed = indexed_dataset()
     builder = indexed.IndexedDatasetBuilder(f"{out}.bin", dtype=np.uint16)
     with (folder / "text.jsonl").open(encoding="utf-8") as lines:
         pool = multiprocessing.get_context("fork").Pool(cores) if cores > 1 else None
@@ -189,7 +189,7 @@ def with_datasets(folder: Path, tokenizer: Tokenizer, cores: int) -> int:
 def loader_rows(folder: Path) -> Iterator[list[str]]:
     """Windows of 4096 tokens out of one shard and out of many, each thread's share read ahead."""
     many = [write_shard(folder / f"shard-{i}", i) for i in range(SHARDS)]
-    megatron_indexed_dataset()
+    indexed_dataset()
     for prefixes in (many[:1], many):
         for workers in (1, 4):
             began = time.perf_counter()
@@ -210,7 +210,7 @@ def loader_rows(folder: Path) -> Iterator[list[str]]:
 def write_shard(prefix: Path, seed: int) -> str:
     """A shard of 100 documents with 65536 tokens together."""
     rng = np.random.default_rng(seed)
-    builder = megatron_indexed_dataset().IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    builder = indexed_dataset().IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
     for tokens in np.array_split(rng.integers(0, 32000, 2**16), np.sort(rng.integers(1, 2**16, 99))):
         builder.add_document(tokens, [len(tokens)])
     builder.finalize(f"{prefix}.idx")

@@ -21,8 +21,8 @@ from .documents import Document, Mask
 from .encoding import Encoder, encode_documents
 from .manifest import MANIFEST, FileRecord, Manifest, MaskRecord, Split, entropy, read_manifest
 from .mask import MaskWriter
+from .megatron import indexed_dataset
 from .permutation import derive_key, shuffled
-from .shards import megatron_indexed_dataset
 from .tokenizer import Tokenizer
 
 __all__ = ["Progress", "build", "num_held_out"]
@@ -214,9 +214,7 @@ def _write_split(
     report: Callable[[Progress], None],
 ) -> Split:
     """Write the documents of ``part`` in its order; add their tokens to ``counts`` (vocabulary,)."""
-    builder = megatron_indexed_dataset().IndexedDatasetBuilder(
-        f"{prefix}.bin", dtype=scratch.tokens.dtype.type
-    )
+    builder = indexed_dataset().IndexedDatasetBuilder(f"{prefix}.bin", dtype=scratch.tokens.dtype.type)
     num_tokens = num_bytes = 0
     with ExitStack() as stack:
         writer = stack.enter_context(MaskWriter(Path(f"{prefix}.mask"))) if mask == "prompt" else None

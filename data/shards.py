@@ -8,12 +8,10 @@ an empty one repeats an entry. So a document's end is a fact of the index, never
 
 import hashlib
 import struct
-import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +19,9 @@ import numpy as np
 from ..errors import UserError
 from .manifest import manifest_of
 from .mask import check_mask, map_mask, read_bits
+from .megatron import indexed_dataset
 
-__all__ = ["Shard", "megatron_indexed_dataset"]
+__all__ = ["Shard"]
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -223,17 +222,8 @@ class Files(NamedTuple):
 
 @lru_cache(maxsize=MOST_OPEN)
 def _open_files(shard: Shard) -> Files:
-    dataset = megatron_indexed_dataset().IndexedDataset(shard.prefix, mmap=True)
+    dataset = indexed_dataset().IndexedDataset(shard.prefix, mmap=True)
     return Files(dataset, map_mask(shard.mask) if shard.masked else None)
-
-
-def megatron_indexed_dataset() -> ModuleType:
-    """Megatron's module of indexed datasets; 3 s of imports, hence only when it is needed."""
-    with warnings.catch_warnings():
-        # On import it warns of GPU libraries that reading files has no use for.
-        warnings.simplefilter("ignore")
-        from megatron.core.datasets import indexed_dataset
-    return indexed_dataset
 
 
 def _check_layout(bin_path: Path, idx_path: Path) -> Layout:

@@ -3,6 +3,7 @@
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -10,9 +11,36 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 import yaml
+from xdist.scheduler import LoadScopeScheduling
 
+# Beside another worker a second thread only costs.
 if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+ONE_WORKER = ("distributed", "slurm")
+"""Folders whose tests share ranks or a cluster, and so go to one worker; first, because they take longest."""
+
+
+def _group(file: Path) -> str:
+    """What goes to one worker together, of a file below the repository's root."""
+    return file.parts[1] if file.parts[1] in ONE_WORKER else str(file)
+
+
+class _ByFile(LoadScopeScheduling):
+    """A worker takes all tests of a file, or of a folder of `ONE_WORKER`: what they share is made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(Path(nodeid.partition("::")[0]))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _ByFile(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker waits at the end for another's."""
+    order = {name: place for place, name in enumerate((*ONE_WORKER, "launch", "pretrain"))}
+    items.sort(key=lambda item: order.get(item.path.relative_to(config.rootpath).parts[1], len(order)))
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ another.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from .naive import causal_attention_naive
 from .operators import attention as _attention
@@ -62,6 +61,9 @@ def causal_attention(
     if repeat > 1:
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
     if offset:
+        # Two seconds of imports, torch's compiler among them: for those who need it.
+        from torch.nn.attention.bias import causal_lower_right
+
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(q.shape[2], end))
     else:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)

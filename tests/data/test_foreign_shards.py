@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from plait.data.megatron import indexed_dataset
 from plait.data.plan import Plan, open_blend
-from plait.data.shards import Shard, megatron_indexed_dataset
+from plait.data.shards import Shard
 from plait.data.window import window
 from plait.errors import UserError
 from plait.pretrain.config_file import parse_config
@@ -23,7 +24,7 @@ DOCUMENTS = [[60], [], [30, 25, 4], [7], [0, 11], [], [140], [90, 33]]
 def twins(write_shards, tmp_path: Path) -> tuple[Path, Path]:
     """The same documents by raw numpy to the documented layout, and by megatron-core's own builder."""
     raw, stream = write_shards(DOCUMENTS)
-    builder = megatron_indexed_dataset().IndexedDatasetBuilder(f"{tmp_path}/megatron.bin", dtype=np.uint16)
+    builder = indexed_dataset().IndexedDatasetBuilder(f"{tmp_path}/megatron.bin", dtype=np.uint16)
     begin = 0
     for lengths in DOCUMENTS:
         document = stream[begin : begin + sum(lengths)]

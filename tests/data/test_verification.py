@@ -12,7 +12,8 @@ from plait.data.build import build
 from plait.data.documents import Document
 from plait.data.manifest import FileRecord
 from plait.data.mask import MaskWriter
-from plait.data.shards import Shard, megatron_indexed_dataset
+from plait.data.megatron import indexed_dataset
+from plait.data.shards import Shard
 from plait.data.verification import verify
 from plait.errors import UserError
 
@@ -35,7 +36,7 @@ def rewrite(corpus: Path, documents: list[list[int]]) -> None:
     """Other documents in the train split, with a mask and a manifest that know of them, but for what
     the documents say themselves."""
     prefix = corpus / "train"
-    builder = megatron_indexed_dataset().IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    builder = indexed_dataset().IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
     for document in documents:
         builder.add_document(np.array(document), [len(document)])
     builder.finalize(f"{prefix}.idx")

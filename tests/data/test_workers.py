@@ -108,7 +108,13 @@ class Failing(Tokenizer):
         return ""
 
 
-@pytest.mark.parametrize("death", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "death",
+    [
+        signal.SIGTERM,
+        *(pytest.param(death, marks=pytest.mark.long) for death in (signal.SIGINT, signal.SIGKILL)),
+    ],
+)
 def test_a_build_that_is_ended_leaves_no_process_and_no_corpus(
     tmp_path: Path, texts: list[str], tokenizer: Tokenizer, death: signal.Signals
 ) -> None:

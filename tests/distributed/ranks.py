@@ -67,6 +67,9 @@ def serve(folder: Path, rank: int, world_size: int, cases: int, answers: int) ->
 def main(folder: Path, world_size: int, answers: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard > 0 else soft, hard))
+    # What no fork's collector touches is shared by all.
+    gc.collect()
+    gc.freeze()
     pipes = []
     for rank in range(world_size):
         reading, writing = os.pipe()

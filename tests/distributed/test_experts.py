@@ -8,7 +8,14 @@ from layouts import EXPERTS, name
 TOLERANCE = 1e-10
 
 
-@pytest.mark.parametrize("layout", EXPERTS, ids=name)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(one, marks=pytest.mark.long if {"dp_replicate", "ep"} < one.keys() else ())
+        for one in EXPERTS
+    ],
+    ids=name,
+)
 def test_every_gradient(ranks, one_rank, tree, layout):
     config = tree(**layout)
     assert_same_gradients(ranks("gradients", config), one_rank("gradients", config), TOLERANCE)
@@ -91,7 +98,7 @@ def test_kinds_of_experts(ranks, one_rank, tree, changes, layout):
 
 
 @pytest.mark.parametrize("layout", [{}, {"sp": 2, "tp": 2, "ep": 4}, {"dp_shard": 2, "ep": 2}], ids=name)
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [2, *(pytest.param(size, marks=pytest.mark.long) for size in (1, 4))])
 def test_balance_does_not_know_micro_batches(ranks, one_rank, tree, layout, size):
     """The losses of the routers and the move of their biases, which shows in the steps after."""
     changes = {"train.batch_size": 4, "model.moe.aux_loss": 0.1, "model.moe.score_bias_rate": 0.05}

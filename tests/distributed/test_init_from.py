@@ -22,7 +22,13 @@ OLD, NEW = 331, 346
 
 
 @pytest.mark.parametrize(
-    ("saved", "begun", "grows"), CASES, ids=[f"{name(saved)} to {name(begun)}" for saved, begun, _ in CASES]
+    ("saved", "begun", "grows"),
+    [
+        pytest.param(
+            *case, marks=() if case[2] else pytest.mark.long, id=f"{name(case[0])} to {name(case[1])}"
+        )
+        for case in CASES
+    ],
 )
 def test_the_weights_are_those_that_were_saved(saved_runs, one_rank, tree, tmp_path, saved, begun, grows):
     before = saved_runs(tree(shortened({}), **saved))

@@ -1,4 +1,4 @@
-"""A rank whose work takes more than twice as long is found, though all ranks take equally long for a step."""
+"""A rank of half the speed is found, though all ranks take equally long for a step."""
 
 import re
 from collections import Counter
@@ -11,7 +11,7 @@ STEPS = 12
 
 CASES = [
     ({"sp": 2}, 0),
-    ({"dp_shard": 2}, 1),
+    pytest.param({"dp_shard": 2}, 1, marks=pytest.mark.long),
     pytest.param({"tp": 2}, 1, marks=pytest.mark.long),
     pytest.param({"dp_replicate": 2}, 1, marks=pytest.mark.long),
     pytest.param({"sp": 2}, 1, marks=pytest.mark.long),
@@ -35,7 +35,7 @@ def test_a_slow_rank_is_found(ranks, tree, layout, slow):
     ]
     # Other processes may slow either down for a step.
     assert Counter(step["slowest_rank"] for step in measured).most_common(1)[0][0] == slow
-    assert median(step["slowest_share"] for step in measured) > 1.5
+    assert 1.5 < median(step["slowest_share"] for step in measured) < 4
     (axis,) = layout
     assert all(step["straggler_places"] == {axis: step["slowest_rank"]} for step in measured)
     assert all(step["stragglers"][axis] == pytest.approx(step["slowest_share"]) for step in measured)

@@ -32,7 +32,7 @@ def test_three_steps(ranks, one_rank, tree, layout):
 
 
 # `make test-long` has all products.
-@pytest.mark.parametrize("layout", PRODUCTS[:2], ids=name)
+@pytest.mark.parametrize("layout", PRODUCTS[:1], ids=name)
 def test_twenty_steps_of_products(ranks, one_rank, tree, layout):
     config = tree({"model.pattern": "M*-E"}, **layout)
     assert_same_steps(ranks("training", config, steps=20), one_rank("training", config, steps=20), TOLERANCE)

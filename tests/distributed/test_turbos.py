@@ -53,6 +53,7 @@ def test_it_trains_as_on_one_rank(ranks, one_rank, turbos):
     assert_same_steps(ranks("training", turbos(), steps=2), one, 1e-9)
 
 
+@pytest.mark.long
 def test_it_resumes_and_exports(ranks, one_rank, turbos, tmp_path):
     whole = ranks("resuming", turbos(), run_dir=tmp_path / "whole", seed=0)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -68,6 +69,7 @@ def test_it_resumes_and_exports(ranks, one_rank, turbos, tmp_path):
         export_run(tmp_path / "whole", tmp_path / "hf")
 
 
+@pytest.mark.long
 def test_it_exports_where_nemotron_h_knows_its_layers(ranks, turbos, tmp_path):
     ranks("resuming", turbos(FITS | {"train.dtype": "float32"}), run_dir=tmp_path / "run", seed=0)
     exported = export_run(tmp_path / "run", tmp_path / "hf")

@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import yaml
 
@@ -29,12 +29,12 @@ def test_help_imports_nothing_heavy():
         "heavy = {'torch', 'numpy', 'transformers', 'datasets', 'pydantic', 'megatron'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "train" in done.stdout
-    # Half a second is promised; a busy machine gets some more.
-    assert time.perf_counter() - start < 2
+    # Half a second is promised; of the processor's time, since others may use it too.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
 
 
 def test_show_needs_no_torch():

@@ -16,7 +16,7 @@ from plait.launch.cli import main
 
 PROGRAM = Path(__file__).with_name("rank_program.py")
 
-PATIENCE = 60
+PATIENCE = 120
 """Seconds after which a test gives up; every launch below takes a few on an idle machine."""
 
 
@@ -135,7 +135,7 @@ def test_a_step_has_a_shorter_limit_than_what_lies_between_steps(tmp_path):
     assert out.endswith("finished\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_second_signal_ends_all_ranks_at_once(tmp_path, number):
     """These ranks would never get to the end of a step."""
     process = start_waiting(tmp_path)

@@ -146,6 +146,7 @@ def written(tree: dict, folder: Path, **train: object) -> Path:
     return file
 
 
+@pytest.mark.long
 def test_two_ranks_stop_after_the_same_step_and_go_on_as_if_nothing_had_been(tiny, tmp_path):
     tiny["parallel"] = {"sp": 2}
     tiny["model"]["pattern"] = "M"

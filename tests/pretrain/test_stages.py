@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
+from plait.data.megatron import indexed_dataset
 from plait.data.mixture import Source
 from plait.data.plan import Plan
-from plait.data.shards import megatron_indexed_dataset
 from plait.errors import UserError
 from plait.pretrain.callbacks import Callback, Checkpointing, MetricsFile
 from plait.pretrain.config import Config
@@ -33,9 +33,7 @@ def counted(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("counted")
     prefixes = []
     for name, ids in (("low", range(WORDS // 2)), ("high", range(WORDS // 2, WORDS))):
-        builder = megatron_indexed_dataset().IndexedDatasetBuilder(
-            str(folder / f"{name}.bin"), dtype=np.int32
-        )
+        builder = indexed_dataset().IndexedDatasetBuilder(str(folder / f"{name}.bin"), dtype=np.int32)
         for begin in range(0, len(ids), 100):
             builder.add_document(np.array(ids[begin : begin + 100]), [100])
         builder.finalize(f"{folder / name}.idx")

@@ -1,19 +1,19 @@
-"""Steps of a run in which one rank's layers take several times their time."""
+"""Steps of a run in which one rank has half the speed."""
 
+import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from plait.parallel.waits import Waits
 from plait.pretrain.callbacks import Callback, Stragglers
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.trainer import Trainer
 
-TIMES = 10.0
-"""Of a layer's own forward, that it sleeps: with the backward and the rest, a step's work takes more than
-twice as long also where other processes share the cores."""
+MOMENT = 0.005
+"""Seconds that the slow rank is stopped, and then runs, in turn: a step takes several times that."""
 
 
 class _Records(Callback):
@@ -28,25 +28,28 @@ def run(tree: dict[str, Any], slow: int) -> dict[str, Any]:
     """The metrics of the steps, and the run's log."""
     records = _Records()
     trainer = Trainer(parse_config(tree, "test"), [records, Stragglers()])
-    if trainer.mesh.rank == slow:
-        for layer in trainer.state.model.layers:
-            _slow_down(layer, trainer.mesh.waits)
-    trainer.run()
+    with _half_the_speed() if trainer.mesh.rank == slow else nullcontext():
+        trainer.run()
     log = Path(trainer.folder.path) / "run.log"
     return {"steps": records.steps, "log": log.read_text() if trainer.mesh.rank == 0 else ""}
 
 
-def _slow_down(layer: nn.Module, waits: Waits) -> None:
-    began = [0.0]
-
-    def own_time() -> float:
-        return time.perf_counter() - (waits.seconds() or 0.0)
-
-    def before(*_: Any) -> None:
-        began[0] = own_time()
-
-    def after(*_: Any) -> None:
-        time.sleep(TIMES * (own_time() - began[0]))
-
-    layer.register_forward_pre_hook(before)
-    layer.register_forward_hook(after)
+@contextmanager
+def _half_the_speed() -> Iterator[None]:
+    """Another process stops this one half of the time."""
+    rank = os.getpid()
+    other = os.fork()
+    if other == 0:
+        # It ends with the rank, also where that is killed.
+        while os.getppid() == rank:
+            os.kill(rank, signal.SIGSTOP)
+            time.sleep(MOMENT)
+            os.kill(rank, signal.SIGCONT)
+            time.sleep(MOMENT)
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+        os.kill(rank, signal.SIGCONT)

@@ -104,6 +104,7 @@ def peaks(*jobs: tuple[str, ...]) -> list[tuple[int, int]]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to forget a peak")
+@pytest.mark.long
 def test_the_peak_of_loading(run: Path, tmp_path: Path) -> None:
     size = sizes(run)
     largest, model = max(size.values()), sum(n for name, n in size.items() if name.startswith("model."))

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,8 +37,14 @@ def compile_all(
         return
     # Forked, they find the kernels already imported; torch has no threads in them that work.
     context = multiprocessing.get_context("fork")
-    with context.Pool(processes, os.nice, (niceness,)) as pool:
+    with context.Pool(processes, _begin, (niceness,)) as pool:
         yield from pool.imap_unordered(_compile, range(len(todo)))
+
+
+def _begin(niceness: int) -> None:
+    # The pool ends its processes by this signal, which one that trains hears only politely.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.nice(niceness)
 
 
 def _compile(place: int) -> Compiled:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which torch's optimizers import at their first use, and each fork anew
 import torch.distributed as dist
 
 import plait.pretrain.callbacks

@@ -15,7 +15,7 @@ from plait.pretrain.config_file import parse_config
 
 TOLERANCE = 1e-10
 
-FEW, MANY = 6, 2000
+FEW, MANY = 4, 2000
 
 
 @st.composite

@@ -34,7 +34,7 @@ SIZES = {
     ],
     ids=name,
 )
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float64", marks=pytest.mark.long), "bfloat16"])
 def test_parameters_begin_as_on_one_rank(ranks, one_rank, tree, layout, dtype):
     config = tree(SIZES | {"train.dtype": dtype}, **layout)
     found, one = ranks("initial", config), one_rank("initial", config)

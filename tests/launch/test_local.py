@@ -80,6 +80,7 @@ def test_a_rank_that_is_killed_is_named(tmp_path):
     assert err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_after_a_death_all_ranks_are_started_again(tmp_path):
     status, out, err = launch("die_once", tmp_path, restarts=3)
     assert status == 0
@@ -117,6 +118,7 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(tmp_path):
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.long
 def test_a_step_has_a_shorter_limit_than_what_lies_between_steps(tmp_path):
     folders = [tmp_path / deed for deed in ("stall", "late")]
     for folder in folders:
@@ -135,7 +137,8 @@ def test_a_step_has_a_shorter_limit_than_what_lies_between_steps(tmp_path):
     assert out.endswith("finished\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_all_ranks_at_once(tmp_path, number):
     """These ranks would never get to the end of a step."""
     process = start_waiting(tmp_path)

@@ -82,6 +82,7 @@ def test_the_loss_falls(tiny):
     assert len(records[-1]["state_norm"]) == 1
 
 
+@pytest.mark.long
 def test_a_run_killed_at_any_moment_goes_on_to_the_bit(tiny, tmp_path):
     whole = train(tiny, run_dir=str(tmp_path / "whole"), train_steps=40, checkpoint_every=2)
     tiny["run"]["dir"] = str(tmp_path / "killed")

@@ -1,5 +1,6 @@
 """Compiling ahead of time: what is read from binaries, and that a launch finds what was compiled for it."""
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from plait.kernels import ahead
 from plait.kernels.ahead import compile_all
 from plait.kernels.compiling import LIMITS, SHAPES, TARGETS, Shape, compile_for, occupancy
 from plait.kernels.forms import interpreted
@@ -96,6 +98,18 @@ def test_every_kernel_compiles_for_a_gpu_of_each_vendor():
         assert compiled.usage is not None, f"{arch} {one.name}: {compiled.error}"
         assert compiled.usage.fits, f"{arch} {one.name}"
         assert compiled.usage.atomics == (), f"{arch} {one.name}"
+
+
+def test_its_processes_end_by_sigterm_where_ours_only_hears_it(monkeypatch):
+    """As in a run that trains, whose handlers they have when they begin."""
+    monkeypatch.setattr(ahead, "compile_for", lambda *_: signal.getsignal(signal.SIGTERM))
+    launch = launches(TINY, "sm_90", ("activation",))[0]
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        found = list(compile_all([(launch, "sm_90")] * 2, 2))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [one.usage for one in found] == [signal.SIG_DFL] * 2
 
 
 def test_a_compiler_s_complaint_is_one_line():

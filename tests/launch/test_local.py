@@ -114,8 +114,7 @@ def test_a_hang_ends_with_the_stacks_of_all_ranks(tmp_path):
     assert "no progress for 3 s: rank 0 in add_up" in line
     assert "ranks 1, 2 without an answer" in line
     assert "in deaf\n" in (folders[1] / "rank-00001.log").read_text()
-    # Where a stopped rank is not woken to be ended, torch's launcher waits half a minute for it when the others
-    # have said their last.
+    # Where a stopped rank is not woken to be ended, torch's launcher waits half a minute for it.
     assert ended - (folders[1] / "rank-00000.log").stat().st_mtime < 25
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..products import product_dtype
 from .naive import causal_attention_naive
 from .operators import attention as _attention
 from .step import attention_step
@@ -60,6 +61,8 @@ def causal_attention(
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=repeat > 1).transpose(1, 2)
     if repeat > 1:
         k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+    if (wide := product_dtype(q)) != q.dtype:
+        q, k, v = q.to(wide), k.to(wide), v.to(wide)
     if offset:
         # Two seconds of imports, torch's compiler among them: for those who need it.
         from torch.nn.attention.bias import causal_lower_right
@@ -67,4 +70,4 @@ def causal_attention(
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(q.shape[2], end))
     else:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return out.transpose(1, 2)
+    return out.transpose(1, 2).to(q_BLHd.dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..cache_blocks import block_rows
+from ..products import product_dtype
 
 __all__ = [
     "IGNORED",
@@ -22,6 +23,7 @@ __all__ = [
     "chunks",
     "forward",
     "log_sum_exp",
+    "to_multiply",
     "with_target",
 ]
 
@@ -35,7 +37,7 @@ CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 def chunk_size(hidden_TD: Tensor, vocabulary: int) -> int:
     """The tokens of a chunk on this device."""
     budget = CHUNK_BYTES.get(hidden_TD.device.type, CHUNK_BYTES["cuda"])
-    return max(1, budget // (vocabulary * hidden_TD.element_size()))
+    return max(1, budget // (vocabulary * product_dtype(hidden_TD).itemsize))
 
 
 def forward(
@@ -52,7 +54,7 @@ def forward(
     dhidden is in hidden's dtype, dweight in the dtype of the sums; one that is not asked for is empty.
     """
     dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
-    matrix_VD = weight_VD.to(hidden_TD.dtype)
+    matrix_VD = to_multiply(weight_VD, hidden_TD)
     index_N = with_target(targets_T)
     cross_entropy_N = hidden_TD.new_empty(len(index_N), dtype=dtype)
     lse_N = torch.empty_like(cross_entropy_N)
@@ -63,11 +65,16 @@ def forward(
             logits_MV, targets_T[index_M], z_loss, with_hidden or with_weight
         )
         if with_hidden:
-            dhidden_TD.index_copy_(0, index_M, logits_MV @ matrix_VD)
+            dhidden_TD.index_copy_(0, index_M, (logits_MV @ matrix_VD).to(dhidden_TD.dtype))
         if with_weight:
             add_product(dweight_VD, logits_MV, hidden_MD)
     cross_entropy = cross_entropy_N.sum()
     return cross_entropy + z_loss * lse_N.square().sum(), cross_entropy, dhidden_TD, dweight_VD
+
+
+def to_multiply(weight_VD: Tensor, hidden_TD: Tensor) -> Tensor:
+    """The weight, rounded to hidden's dtype, in the dtype of their products."""
+    return weight_VD.to(hidden_TD.dtype).to(product_dtype(hidden_TD))
 
 
 def with_target(targets_T: Tensor) -> Tensor:
@@ -87,7 +94,7 @@ def chunks(
     for start in range(0, len(index_N), chunk_tokens):
         chunk = slice(start, min(start + chunk_tokens, len(index_N)))
         index_M = index_N[chunk]
-        hidden_MD = hidden_TD[index_M]
+        hidden_MD = hidden_TD[index_M].to(matrix_VD.dtype)
         yield chunk, index_M, hidden_MD, torch.mm(hidden_MD, matrix_VD.t(), out=buffer_MV[: len(hidden_MD)])
 
 

@@ -74,7 +74,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `eager.forward`, of these rows of the head, or of all of them without a shard."""
     dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
-    matrix_VD = weight_VD.to(hidden_TD.dtype)
+    matrix_VD = eager.to_multiply(weight_VD, hidden_TD)
     first = 0 if shard is None else shard.first
     form = form_for(hidden_TD)
     dhidden_TD = hidden_TD.new_zeros(hidden_TD.shape if with_hidden else (0,))
@@ -88,7 +88,7 @@ def forward(
         if with_hidden or with_weight:
             form.write_gradient(logits_MV, targets_M, lse_M, z_loss, first)
         if with_hidden:
-            dhidden_TD[index_M] = logits_MV @ matrix_VD
+            dhidden_TD[index_M] = (logits_MV @ matrix_VD).to(dhidden_TD.dtype)
         if with_weight:
             eager.add_product(dweight_VD, logits_MV, hidden_MD)
     cross_entropy = cross_entropy_T.sum()

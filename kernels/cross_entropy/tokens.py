@@ -27,7 +27,7 @@ def token_cross_entropy(
         ValueError: the shapes do not fit together or to the shard.
     """
     sharded.check_shapes("token_cross_entropy", hidden_TD, weight_VD, targets_T, shard)
-    matrix_VD = weight_VD.to(hidden_TD.dtype)
+    matrix_VD = eager.to_multiply(weight_VD, hidden_TD)
     losses_T = hidden_TD.new_zeros(len(hidden_TD), dtype=torch.promote_types(hidden_TD.dtype, torch.float32))
     first = 0 if shard is None else shard.first
     chunk_tokens = eager.chunk_size(hidden_TD, sharded.most_rows(weight_VD, shard))

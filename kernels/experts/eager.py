@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..products import product_dtype
+
 __all__ = [
     "choose",
     "combine",
@@ -77,6 +79,8 @@ def combine_backward(
 
 def grouped_linear(x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor) -> Tensor:
     """Each row times the transposed matrix of its expert (S, F)."""
+    if (wide := product_dtype(x_SD)) != x_SD.dtype:
+        return grouped_linear(x_SD.to(wide), weight_EFD.to(wide), counts_E).to(x_SD.dtype)
     if _fits_grouped_mm(x_SD, weight_EFD):
         return F.grouped_mm(x_SD, weight_EFD.transpose(1, 2), offs=_ends(counts_E))
     out = x_SD.new_empty(x_SD.shape[0], weight_EFD.shape[1])
@@ -89,6 +93,9 @@ def grouped_linear_backward(
     grad_SF: Tensor, x_SD: Tensor, weight_EFD: Tensor, counts_E: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the rows and of the matrices."""
+    if (wide := product_dtype(x_SD)) != x_SD.dtype:
+        gradients = grouped_linear_backward(grad_SF.to(wide), x_SD.to(wide), weight_EFD.to(wide), counts_E)
+        return gradients[0].to(x_SD.dtype), gradients[1].to(weight_EFD.dtype)
     if _fits_grouped_mm(x_SD, weight_EFD):
         ends = _ends(counts_E)
         grad_x = F.grouped_mm(grad_SF, weight_EFD, offs=ends)

@@ -16,6 +16,7 @@ are at least fp32.
 import torch
 from torch import Tensor
 
+from ..products import product_dtype
 from .layout import (
     Documents,
     blocks,
@@ -112,7 +113,7 @@ def chunk_output(
     """
     heads, Q = log_decay_MHQ.shape[1:]
     head_dim, groups = x_BLHP.shape[3], B_BLGN.shape[2]
-    acc, low = dt_MHQ.dtype, x_BLHP.dtype
+    acc, low = dt_MHQ.dtype, product_dtype(x_BLHP)
     x, B, C = chunked(x_BLHP, Q), chunked(B_BLGN, Q), chunked(C_BLGN, Q)
     marks = Documents(documents_BL, Q)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -156,7 +157,7 @@ def chunk_output_backward(
         grad_C (B, L, G, N), grad_D (H,), grad_entering (M, H, P, N).
     """
     heads, Q = log_decay_MHQ.shape[1:]
-    groups, acc, low = B_BLGN.shape[2], dt_MHQ.dtype, x_BLHP.dtype
+    groups, acc, low = B_BLGN.shape[2], dt_MHQ.dtype, product_dtype(x_BLHP)
     repeat = heads // groups
     x, B, C = chunked(x_BLHP, Q), chunked(B_BLGN, Q), chunked(C_BLGN, Q)
     grad_y, dt = chunked(grad_y_BLHP, Q), dt_MHQ
@@ -267,7 +268,7 @@ def chunk_state_backward(
         step sizes; grad_A (H,).
     """
     heads, Q = log_decay_MHQ.shape[1:]
-    groups, acc, low = B_BLGN.shape[2], dt_MHQ.dtype, x_BLHP.dtype
+    groups, acc, low = B_BLGN.shape[2], dt_MHQ.dtype, product_dtype(x_BLHP)
     x, B, dt = chunked(x_BLHP, Q), chunked(B_BLGN, Q), dt_MHQ
     grad_x, grad_B = chunked(grad_x_BLHP, Q), chunked(grad_B_BLGN, Q)
     marks = Documents(documents_BL, Q)

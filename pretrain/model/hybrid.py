@@ -6,10 +6,10 @@ Shapes: B batch, L length, D model width, V vocabulary.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...kernels.products import linear
 from ...parallel.mesh import Mesh
 from ...parallel.placements import local, place_parameters
 from ...parallel.vocabulary import embed
@@ -211,7 +211,7 @@ class Hybrid(nn.Module):
 
     def logits(self, hidden_D: Tensor) -> Tensor:
         """(…, D) -> (…, V), whole: for generation and comparison, not for training."""
-        return F.linear(hidden_D, self.head_weight.to(hidden_D.dtype))
+        return linear(hidden_D, self.head_weight.to(hidden_D.dtype))
 
 
 def build_model(

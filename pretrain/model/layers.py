@@ -6,10 +6,10 @@ Shapes: B batch, L length, D model width.
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.normalization import add_rms_norm, rms_norm
+from ...kernels.products import linear
 from ...parallel.experts import Dispatch
 from ...parallel.mesh import Mesh
 from ...parallel.placements import local
@@ -148,7 +148,7 @@ class Linear(nn.Module):
             rows: of this rank's part of the weight, for outputs that are not all wanted here.
         """
         weight = local(self.weight)
-        return F.linear(x, (weight if rows is None else weight[rows]).to(x.dtype))
+        return linear(x, (weight if rows is None else weight[rows]).to(x.dtype))
 
 
 class RMSNorm(nn.Module):

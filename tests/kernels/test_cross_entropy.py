@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from plait.kernels import products
 from plait.kernels.cross_entropy import eager, linear_cross_entropy, naive
 
 D, V = 12, 37
@@ -181,8 +182,13 @@ def test_never_holds_all_the_logits(dtype: torch.dtype, largest_tensor: Callable
     assert seen.elements == chunk * V < T * V / 15
 
 
-def test_chunks_fit_their_bytes() -> None:
-    for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
+def test_chunks_fit_their_bytes(monkeypatch) -> None:
+    for dtype, has_bf16, size in (
+        (torch.float32, True, 4),
+        (torch.bfloat16, True, 2),
+        (torch.bfloat16, False, 4),
+    ):
+        monkeypatch.setattr(products, "MULTIPLIES_BF16", has_bf16)
         tokens = eager.chunk_size(torch.empty(0, D, dtype=dtype), 32000)
         assert 63 << 20 < tokens * 32000 * size <= 64 << 20
     assert eager.chunk_size(torch.empty(0, D), 1 << 30) == 1

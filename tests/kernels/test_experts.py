@@ -83,6 +83,7 @@ def test_one_product_for_all_experts_agrees_with_a_product_each(dtype, kind, mon
 
 def test_odd_widths_and_float64_go_without_it(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", None)
+    monkeypatch.setattr("plait.kernels.products.MULTIPLIES_BF16", True)
     counts = torch.tensor([2, 3])
     for dtype, width in ((torch.float64, 16), (torch.float32, 6), (torch.bfloat16, 12)):
         weight = torch.randn(2, width, width, dtype=dtype)

@@ -17,6 +17,7 @@ from plait.kernels.cross_entropy import (
     naive,
     token_cross_entropy,
 )
+from plait.kernels.products import product_dtype
 
 D, V = 12, 131
 SIZES = [[65, 66], [66, 65], [44, 44, 43], [1, 100, 30]]
@@ -250,8 +251,9 @@ def test_the_loss_of_each_token_is_fp32_at_least() -> None:
     hidden, weight, targets = make_inputs(250, torch.bfloat16)
     loss = token_cross_entropy(hidden, weight.detach().float(), targets)
     assert loss.dtype == torch.float32
-    logits = (hidden @ weight.t()).detach().float()
-    # The same bf16 logits, reduced in fp32: a few roundings of 2^-24 of values up to about 20.
+    wide = product_dtype(hidden)
+    logits = (hidden.to(wide) @ weight.to(wide).t()).detach().float()
+    # The same logits, reduced in fp32: a few roundings of 2^-24 of values up to about 20.
     torch.testing.assert_close(loss, F.cross_entropy(logits, targets, reduction="none"), rtol=0, atol=1e-5)
     total, _ = linear_cross_entropy(hidden, weight, targets)
     torch.testing.assert_close(loss.sum(), total.detach(), rtol=1e-6, atol=0)

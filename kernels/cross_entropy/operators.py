@@ -108,6 +108,7 @@ def _(dtotal: Tensor, dhidden: Tensor, dweight: Tensor, weight_dtype: torch.dtyp
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, weight, _, _, _, ctx.with_hidden, ctx.with_weight = inputs
     ctx.weight_dtype = weight.dtype
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[2:])
 

@@ -76,18 +76,17 @@ def rows(name: str, args: argparse.Namespace) -> Iterator[list[str]]:
     def step(form: str, Q: int) -> Callable[[], None]:
         return lambda: _step(FORMS[form], tensors, grad, Q)
 
-    best = {}
-    for form in FORMS:
-        times = take_turns({str(Q): step(form, Q) for Q in CHUNKS}, turns=3)
-        best[form] = min(CHUNKS, key=lambda Q, times=times: times[str(Q)].median)
-    both = take_turns({form: step(form, best[form]) for form in FORMS}, args.turns)
+    # All chunk lengths are measured over all turns: which one is best, a few turns would not tell.
+    times = take_turns({f"{form} {Q}": step(form, Q) for form in FORMS for Q in CHUNKS}, args.turns)
+    best = {form: min(CHUNKS, key=lambda Q, form=form: times[f"{form} {Q}"].median) for form in FORMS}
+    both = {form: times[f"{form} {Q}"] for form, Q in best.items()}
     with torch.no_grad():
         forward = take_turns(
             {form: lambda form=form: FORMS[form](*tensors, best[form]) for form in FORMS}, args.turns
         )
     for form in FORMS:
         ratio = "" if form == "plait" else f"{both['plait'].times_faster_than(both[form]):.2f}x"
-        milliseconds = [f"{times[form].median * 1e3:.1f}" for times in (forward, both)]
+        milliseconds = [f"{of[form].median * 1e3:.1f}" for of in (forward, both)]
         yield [name, form, str(best[form]), *milliseconds, ratio]
 
 

@@ -113,7 +113,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*output[2:])
 
 
-def _differentiate(ctx: Any, dtotal: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dtotal: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dtotal is None:
+        return (None,) * 7
     dhidden, dweight = _backward(dtotal, *ctx.saved_tensors, ctx.weight_dtype)
     gradients = dhidden if ctx.with_hidden else None, dweight if ctx.with_weight else None
     return *gradients, None, None, None, None, None

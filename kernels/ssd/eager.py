@@ -21,6 +21,7 @@ from .layout import (
     Documents,
     blocks,
     by_group,
+    by_head,
     chunked,
     decay_tile,
     entering_state,
@@ -170,9 +171,9 @@ def chunk_output_backward(
     grad_D = dt_MHQ.new_zeros(heads)
     grad_entering = torch.empty_like(entering_MHPN)
     for m in blocks(x.shape[0], heads * Q * Q):
-        xm, gm = x[m].to(acc), grad_y[m].to(acc)
+        gm = grad_y[m].to(acc)
         Bm, Cm = B[m].to(acc).transpose(1, 2), C[m].to(acc).transpose(1, 2)
-        x_heads, g_heads = xm.transpose(1, 2).contiguous(), gm.transpose(1, 2).contiguous()
+        x_heads, g_heads = by_head(x[m], acc), by_head(gm, acc)
 
         # Inside the chunk. V is W = CB exp(s_i - s_j) dt_j (dy_i . x_j) without dt_j; its column sums
         # are dt's own gradient, and row minus column sums of that one tile are the log-decays'.
@@ -185,7 +186,7 @@ def chunk_output_backward(
         grad_x_heads = weights.to(low).transpose(-1, -2) @ g_heads.to(low)
         V = weights.mul_(similarity)
         column_sums = V.sum(-2)
-        row_sums = (V @ dt[m][..., None]).squeeze(-1)
+        row_sums = V.mul_(dt[m][..., None, :]).sum(-1)
         tile.mul_(similarity).mul_(dt[m][..., None, :])
         grad_CB = within(tile.view(-1, groups, repeat, Q, Q).sum(2), marks, m)
 
@@ -193,7 +194,7 @@ def chunk_output_backward(
         state = state_by_group(entering_state(entering_MHPN, prefix_MH, initial_BHPN, m), groups)
         reached = gm * marks.reach(log_decay_MHQ, m).transpose(1, 2)[..., None]
         from_state = by_group(reached, groups)
-        through = (Cm @ state.transpose(-1, -2)).transpose(1, 2).reshape(xm.shape)
+        through = (Cm @ state.transpose(-1, -2)).transpose(1, 2).reshape(gm.shape)
         torch.matmul(from_state.transpose(-1, -2), Cm, out=state_by_group(grad_entering[m], groups))
 
         grad_dt[m] = column_sums
@@ -201,7 +202,7 @@ def chunk_output_backward(
         torch.mul(grad_x_heads.transpose(1, 2), dt[m].transpose(1, 2)[..., None], out=grad_x[m])
         if D_H is not None:
             grad_x[m].addcmul_(gm, D_H[:, None].to(acc))
-            grad_D += (gm * xm).sum((0, 1, 3))
+            grad_D += similarity.diagonal(dim1=-2, dim2=-1).sum((0, 2))
         grad_B[m] = (grad_CB.transpose(-1, -2) @ Cm).transpose(1, 2)
         grad_C[m] = (grad_CB @ Bm + from_state.to(low) @ state.to(low)).transpose(1, 2)
     return (

@@ -18,6 +18,7 @@ __all__ = [
     "Documents",
     "blocks",
     "by_group",
+    "by_head",
     "chunked",
     "decay_tile",
     "entering_state",
@@ -98,6 +99,11 @@ def within(CB_mGQQ: Tensor, marks: Documents, m: slice) -> Tensor:
 def by_group(tensor_mQHP: Tensor, groups: int) -> Tensor:
     """(m, Q, H, P) -> (m, G, Q, R P)."""
     return tensor_mQHP.reshape(*tensor_mQHP.shape[:2], groups, -1).transpose(1, 2)
+
+
+def by_head(tensor_mQHP: Tensor, dtype: torch.dtype) -> Tensor:
+    """(m, Q, H, P) -> (m, H, Q, P), contiguous."""
+    return tensor_mQHP.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format, copy=True)
 
 
 def state_by_group(state_mHPN: Tensor, groups: int) -> Tensor:

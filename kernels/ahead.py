@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from .compiling import Compilation, Usage, compile_for
@@ -29,7 +30,11 @@ _todo: Sequence[tuple[Compilation, str]] = ()
 def compile_all(
     todo: Sequence[tuple[Compilation, str]], processes: int, niceness: int = 10
 ) -> Iterator[Compiled]:
-    """Compile each for its architecture, and give what came of it as it comes."""
+    """Compile each for its architecture, and give what came of it as it comes.
+
+    Raises:
+        BrokenProcessPool: a process died.
+    """
     global _todo
     _todo = todo
     if processes < 2:
@@ -37,12 +42,17 @@ def compile_all(
         return
     # Forked, they find the kernels already imported; torch has no threads in them that work.
     context = multiprocessing.get_context("fork")
-    with context.Pool(processes, _begin, (niceness,)) as pool:
-        yield from pool.imap_unordered(_compile, range(len(todo)))
+    with ProcessPoolExecutor(processes, context, _begin, (niceness,)) as pool:
+        compiling = [pool.submit(_compile, place) for place in range(len(todo))]
+        try:
+            for one in as_completed(compiling):
+                yield one.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _begin(niceness: int) -> None:
-    # The pool ends its processes by this signal, which one that trains hears only politely.
+    # What ends a run ends its processes by this signal, which one that trains hears only politely.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(niceness)
 

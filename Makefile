@@ -43,7 +43,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 test-long: $(READY)
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long --timeout 3600
 
 packages:
 	apt-get update -qq

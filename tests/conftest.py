@@ -2,6 +2,8 @@
 
 import os
 import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def plait(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line, in this process; returns the exit status, standard output and standard error."""
+    from plait.launch.cli import main
+
+    def run(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["plait", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        code = exit_.value.code
+        return (code if isinstance(code, int) else 0), *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

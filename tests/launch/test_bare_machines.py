@@ -1,30 +1,21 @@
 """`plait launch torchrun`: the command that each of several machines runs."""
 
 import shlex
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from plait.launch.cli import main
 from plait.pretrain.config_file import load_config
 
 
 @pytest.fixture
-def torchrun(monkeypatch, capsys, tiny, tmp_path):
+def torchrun(plait, tiny, tmp_path):
     """Print the command for the tiny config with sp 4; returns status, output and errors."""
     file = tmp_path / "c.yaml"
     file.write_text(yaml.dump(tiny | {"parallel": {"sp": 4}}))
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["plait", "launch", "torchrun", str(file), *words])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        code = exit_.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
+    return partial(plait, "launch", "torchrun", file)
 
 
 def test_each_of_two_machines_runs_the_same(torchrun, tmp_path):

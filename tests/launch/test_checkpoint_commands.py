@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from plait.launch.cli import main
 from plait.pretrain.callbacks import Checkpointing, MetricsFile
 from plait.pretrain.checkpoint import Checkpoints
 from plait.pretrain.config_file import parse_config
@@ -23,21 +22,15 @@ Plait = Callable[..., tuple[int, list[str], str]]
 
 
 @pytest.fixture
-def plait(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Plait:
+def plait(plait, monkeypatch: pytest.MonkeyPatch) -> Plait:
     """Run `plait checkpoint`; returns the exit status, the lines it printed, and what stood on standard
     error."""
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TZ", "UTC")
 
     def run(*words: object) -> tuple[int, list[str], str]:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["plait", "checkpoint", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        said = capsys.readouterr()
-        code = exit_.value.code
-        lines = [line.rstrip() for line in said.out.splitlines()]
-        return (code if isinstance(code, int) else 0), lines, said.err
+        code, out, err = plait("checkpoint", *words)
+        return code, [line.rstrip() for line in out.splitlines()], err
 
     return run
 

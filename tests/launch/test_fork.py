@@ -2,12 +2,10 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import yaml
 
-from plait.launch.cli import main
 from plait.pretrain.callbacks import Checkpointing, MetricsFile
 from plait.pretrain.checkpoint import Checkpoint, Checkpoints
 from plait.pretrain.config_file import load_config, parse_config
@@ -51,21 +49,6 @@ def parent(tmp_path_factory, corpus):
     """)
     train(parse_config(tree, "test"))
     return folder
-
-
-@pytest.fixture
-def plait(monkeypatch, capsys):
-    """Run the command line; returns the exit status, standard output and error."""
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["plait", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        code = exit_.value.code
-        said = capsys.readouterr()
-        return (code if isinstance(code, int) else 0), said.out, said.err
-
-    return run
 
 
 def test_a_fork_without_changes_goes_on_to_the_bit(parent, plait, tmp_path):

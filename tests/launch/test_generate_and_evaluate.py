@@ -3,29 +3,11 @@
 import io
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-
-from plait.launch.cli import main
-
-
-@pytest.fixture
-def plait(monkeypatch, capsys):
-    """Run the command line; returns the exit status, standard output and standard error."""
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["plait", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        code = exit_.value.code
-        return (code if isinstance(code, int) else 0), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,19 @@
 """A user's mistakes: each ends in its one line on standard error, and exit status 2."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from plait.launch.cli import main
-
 
 @pytest.fixture
-def plait(monkeypatch, capsys):
+def plait(plait):
     """Run the command line; returns the exit status and what stood on standard error."""
 
     def run(*words) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["plait", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        code = exit_.value.code
-        return (code if isinstance(code, int) else 0), capsys.readouterr().err
+        code, _, err = plait(*words)
+        return code, err
 
     return run
 

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from plait.launch.cli import main
 from plait.pretrain.run_folder import RunFolder, write_status
 
 REASON = (
@@ -44,17 +44,9 @@ def runs(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def plait(monkeypatch, capsys):
-    """Run `plait runs`; returns the exit status, the output and the errors."""
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["plait", "runs", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return (exit_.value.code if isinstance(exit_.value.code, int) else 0), out, err
-
-    return run
+def plait(plait):
+    """Run `plait runs`."""
+    return partial(plait, "runs")
 
 
 def test_a_row_a_run(runs, plait):

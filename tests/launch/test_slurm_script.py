@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plait.launch.cli import main
 from plait.launch.cluster.batch import TEMPLATE
 from plait.launch.cluster.settings import ClusterSettings
 
@@ -16,19 +15,10 @@ GOLDEN = Path(__file__).with_name("golden_batch.sh")
 
 
 @pytest.fixture
-def plait(monkeypatch, capsys, tmp_path):
-    """Run the command line in a folder without a cluster file; returns status, output and errors."""
+def plait(plait, monkeypatch, tmp_path):
+    """Where no cluster file is."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["plait", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        code = exit_.value.code
-        out, err = capsys.readouterr()
-        return (code if isinstance(code, int) else 0), out, err
-
-    return run
+    return plait
 
 
 @pytest.fixture

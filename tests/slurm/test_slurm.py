@@ -3,34 +3,18 @@
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from submitted import Submitted
 
-from plait.launch.cli import main
 from plait.pretrain.config_file import parse_config
 from plait.pretrain.metrics_file import read_metrics
 from plait.pretrain.trainer import Trainer
 
 MOST = 1e-9
 """Relative; float64 on two ranks against one."""
-
-
-@pytest.fixture
-def plait(monkeypatch, capsys):
-    """Run the command line; returns status, output and errors."""
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["plait", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        code = exit_.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ from torch import nn
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
 from plait.data.plan import Plan, open_blend
+from plait.errors import UserError
 from plait.pretrain.checkpoint import Checkpoints
 from plait.pretrain.config_file import parse_config
+from plait.pretrain.huggingface import import_folder
 from plait.pretrain.model import Hybrid, build_model
 from plait.pretrain.optimizer import build_optimizer
 from plait.pretrain.run_folder import RunFolder
@@ -162,3 +164,17 @@ def _tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(name="tensors_of")
 def _the_tensors_of() -> Callable[[Path], dict[str, torch.Tensor]]:
     return _tensors_of
+
+
+@pytest.fixture
+def refusal(tmp_path: Path) -> Callable[..., str]:
+    """The line with which an import ends, without the folder's path; nothing else may be there after it."""
+
+    def refuse(folder: Path, **options: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            import_folder(folder, tmp_path / "run", **options)
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+        assert "\n" not in str(caught.value)
+        return str(caught.value).replace(str(folder), "HF")
+
+    return refuse

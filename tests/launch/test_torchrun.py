@@ -88,6 +88,9 @@ def ranks(process: Node) -> list[psutil.Process]:
 def test_a_killed_rank_is_started_again_and_a_polite_stop_is_no_failure(config, folder):
     process = start(config)
     wait_for_step(folder, 5, process)
+    # Steps take milliseconds, and the checkpoint of step 4 is written beside them.
+    while not any(folder.checkpoints.glob("step-????????")):
+        wait_for_step(folder, 1, process)
     ranks(process)[1].kill()
     wait_for_step(folder, 3, process)
     again = read_metrics(folder.metrics_file)

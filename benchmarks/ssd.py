@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from minimal_ssd import minimal
+from table_rows import heading, line
 from timing import machine, take_turns
 from torch import Tensor
 from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
@@ -59,11 +60,11 @@ def main() -> None:
         f"\nB {args.batch}, L {args.length}, H {args.heads}, P {args.head_dim}, G {args.groups}, "
         f"N {args.d_state}; forward and backward, medians of {args.turns} turns\n"
     )
-    print("| dtype | form | chunk | forward ms | forward + backward ms | plait is faster by |")
-    print("|---|---|---|---|---|---|")
+    columns = "forward ms", "forward + backward ms", "plait is faster by"
+    print(*heading("dtype", "form", "chunk", *columns), sep="\n")
     for name in args.dtype:
         for row in rows(name, args):
-            print(f"| {' | '.join(row)} |")
+            print(line(*row))
 
 
 def rows(name: str, args: argparse.Namespace) -> Iterator[list[str]]:

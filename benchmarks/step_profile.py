@@ -12,10 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import torch
+from table_rows import heading, line
 from timing import machine
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
-from train_step import ATTENTION, PRODUCTS, make, parser
+from train_step import ATTENTION, PRODUCTS, make, parser, size
 
 # The first that is in the name of an operator which is running, from the outermost inwards.
 FAMILIES = {
@@ -70,14 +71,11 @@ def rows(name: str, args: argparse.Namespace) -> Iterator[list[str]]:
 def main() -> None:
     args = parser(__doc__, turns=5).parse_args()
     print(machine())
-    print(
-        f"\npattern {args.pattern}, D {args.d_model}, B {args.batch}, L {args.length}, V {args.vocabulary}\n"
-    )
-    print("| dtype | | of the step | ms | matrix products | beside them |")
-    print("|---|---|---|---|---|---|")
+    print(f"\n{size(args)}; means of {args.turns} steps\n")
+    print(*heading("dtype", "", "of the step", "ms", "matrix products", "beside them"), sep="\n")
     for name in args.dtype:
         for row in rows(name, args):
-            print(f"| {' | '.join(row)} |")
+            print(line(*row))
 
 
 if __name__ == "__main__":

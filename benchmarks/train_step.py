@@ -12,7 +12,6 @@ beside them can lower.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from table_rows import heading, line, median_ratio
 from timing import machine, take_turns
 
 from plait.pretrain.config import AttentionConfig, MambaConfig, MLPConfig, ModelConfig, MoEConfig, OptimConfig
@@ -46,6 +46,11 @@ def parser(description: str | None, turns: int) -> argparse.ArgumentParser:
     for name, value in sizes:
         words.add_argument(f"--{name}", type=int, default=value)
     return words
+
+
+def size(args: argparse.Namespace) -> str:
+    """The model and the batch in a line."""
+    return f"pattern {args.pattern}, D {args.d_model}, B {args.batch}, L {args.length}, V {args.vocabulary}"
 
 
 def shape(args: argparse.Namespace) -> ModelConfig:
@@ -140,20 +145,18 @@ def above_its_floors(step: Callable[[], float], turns: int) -> tuple[float, floa
     """A step's time over that of its products, and of its products and attention; medians over turns."""
     from torch.profiler import ProfilerActivity, profile
 
-    above_products, above_both = [], []
+    steps, products, both = [], [], []
     for _ in range(turns):
         # Only the long operators are taken from the profile: it lengthens the thousands of short ones.
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             step()
         times = {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
-        products = sum(times.get(name, 0.0) for name in PRODUCTS)
-        attention = sum(times.get(name, 0.0) for name in (ATTENTION, f"{ATTENTION}_backward"))
+        products.append(sum(times.get(name, 0.0) for name in PRODUCTS))
+        both.append(products[-1] + sum(times.get(name, 0.0) for name in (ATTENTION, f"{ATTENTION}_backward")))
         start = time.perf_counter()
         step()
-        took = time.perf_counter() - start
-        above_products.append(took / products)
-        above_both.append(took / (products + attention))
-    return statistics.median(above_products), statistics.median(above_both)
+        steps.append(time.perf_counter() - start)
+    return median_ratio(steps, products), median_ratio(steps, both)
 
 
 def memory(name: str, args: argparse.Namespace, dtype: str) -> float:
@@ -199,15 +202,16 @@ def main() -> None:
         return
 
     print(machine("transformers"))
-    print(
-        f"\npattern {args.pattern}, D {args.d_model}, B {args.batch}, L {args.length}, V {args.vocabulary}; "
-        f"medians of {args.turns} turns\n"
+    print(f"\n{size(args)}; medians of {args.turns} turns\n")
+    columns = (
+        "step ms",
+        "plait is faster by",
+        "peak MB",
+        "of transformers'",
+        "of its products",
+        "and attention",
     )
-    print(
-        "| dtype | | step ms | plait is faster by | peak MB | of transformers' "
-        "| of its products | and attention |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    print(*heading("dtype", "", *columns), sep="\n")
     for name in args.dtype:
         dtype = getattr(torch, name)
         steps = {rival: make(rival, args, dtype) for rival in RIVALS}
@@ -222,7 +226,7 @@ def main() -> None:
             row += ["" if rival == "plait" else f"{ratio:.2f}x", f"{peaks[rival]:.0f}"]
             row += ["" if rival == "transformers" else f"{peaks[rival] / peaks['transformers']:.2f}"]
             row += [f"{above:.2f}x" if rival == "plait" else "" for above in floors]
-            print(f"| {' | '.join(row)} |")
+            print(line(*row))
 
 
 if __name__ == "__main__":

@@ -42,13 +42,12 @@ def compile_all(
         return
     # Forked, they find the kernels already imported; torch has no threads in them that work.
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(processes, context, _begin, (niceness,)) as pool:
-        compiling = [pool.submit(_compile, place) for place in range(len(todo))]
-        try:
-            for one in as_completed(compiling):
-                yield one.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ProcessPoolExecutor(processes, context, _begin, (niceness,))
+    try:
+        for one in as_completed([pool.submit(_compile, place) for place in range(len(todo))]):
+            yield one.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(niceness: int) -> None:

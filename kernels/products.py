@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["linear", "product_dtype"]
 
-MULTIPLIES_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+# A torch without oneDNN has no such operator, and no fast bf16 either.
+MULTIPLIES_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """This processor."""
 
 

@@ -73,8 +73,9 @@ def plait(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         monkeypatch.setattr(sys, "argv", ["plait", *map(str, words)])
         with pytest.raises(SystemExit) as exit_:
             main()
-        code = exit_.value.code
-        return (code if isinstance(code, int) else 0), *capsys.readouterr()
+        code = exit_.value.code or 0
+        assert isinstance(code, int), code
+        return code, *capsys.readouterr()
 
     return run
 

@@ -1,25 +1,20 @@
 """Mistakes with `plait data`: each ends in its one line on standard error, and exit status 2."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from plait.launch.cli import main
-
 
 @pytest.fixture
-def build(monkeypatch, capsys, corpus, tmp_path):
+def build(plait, corpus, tmp_path):
     """Run `plait data build OUT` with some options; returns the exit status and standard error, with
     the folder of the test written as DIR."""
 
-    def run(*options: str, tokenizer: Path = corpus / "tokenizer.model") -> tuple[object, str]:
-        words = ["plait", "data", "build", str(tmp_path / "out"), "--tokenizer", str(tokenizer), *options]
-        monkeypatch.setattr(sys, "argv", [word.replace("DIR", str(tmp_path)) for word in words])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        return exit_.value.code, capsys.readouterr().err.replace(str(tmp_path), "DIR")
+    def run(*options: str, tokenizer: Path = corpus / "tokenizer.model") -> tuple[int, str]:
+        words = [word.replace("DIR", str(tmp_path)) for word in options]
+        code, _, err = plait("data", "build", tmp_path / "out", "--tokenizer", tokenizer, *words)
+        return code, err.replace(str(tmp_path), "DIR")
 
     (tmp_path / "pairs.jsonl").write_text('{"q": "How?", "a": "So."}\n' * 9)
     (tmp_path / "text.jsonl").write_text('{"text": "words"}\n' * 9)
@@ -80,16 +75,10 @@ def test_a_wrong_tokenizer(build, tmp_path):
     assert build(*text, tokenizer=tmp_path / "text.jsonl") == (2, f"plait: error: {line}\n")
 
 
-def test_folders_above_are_made(build, monkeypatch, capsys, corpus, tmp_path):
+def test_folders_above_are_made(build, plait, corpus, tmp_path):
     words = ["--corpus", str(tmp_path / "text.jsonl")]
     out = str(tmp_path / "a" / "b" / "t.model")
-    monkeypatch.setattr(sys, "argv", ["plait", "data", "tokenizer", out, *words, "--vocab-size", "263"])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 0
+    assert plait("data", "tokenizer", out, *words, "--vocab-size", 263)[0] == 0
     words += ["--tokenizer", out, "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", ["plait", "data", "build", str(tmp_path / "c" / "d"), *words])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 0
+    assert plait("data", "build", tmp_path / "c" / "d", *words)[0] == 0
     assert (tmp_path / "c" / "d" / "manifest.json").is_file()

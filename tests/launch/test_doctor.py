@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from plait.launch.cli import main
 from plait.launch.selftest import measurements
 from plait.launch.selftest.meeting import Meeting, rounds
 from plait.launch.selftest.node import Node, examine
@@ -234,20 +233,17 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_line(mistake, monkeypatch, capsys, tmp_path):
+def test_mistakes_are_one_line(mistake, plait, monkeypatch, tmp_path):
     words, line = MISTAKES[mistake]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["plait", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    err = capsys.readouterr().err
-    assert (ended.value.code, err.count("\n")) == (2, 1)
+    code, _, err = plait(*words)
+    assert (code, err.count("\n")) == (2, 1)
     assert err.startswith(f"plait: error: {line}")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
-def commanded(monkeypatch, tmp_path):
+def commanded(plait, monkeypatch, tmp_path):
     """The node that a command line would test."""
     asked = []
 
@@ -259,10 +255,7 @@ def commanded(monkeypatch, tmp_path):
 
     def command(*words: str) -> Node:
         monkeypatch.setattr("plait.launch.selftest.node.examine", note)
-        monkeypatch.setattr(sys, "argv", ["plait", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert not ended.value.code
+        assert plait(*words)[0] == 0
         return asked[-1]
 
     return command
@@ -297,18 +290,16 @@ def test_slurm_says_who_a_node_is_unless_the_command_does(commanded, monkeypatch
 
 
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_machine_tells_what_it_knows_of_itself(place, monkeypatch, capsys, tmp_path):
+def test_a_machine_tells_what_it_knows_of_itself(place, plait, monkeypatch, tmp_path):
     def note(node: Node, folder: Path) -> Report:
         return Report(node.name, node.place, node.of, "host", DONE, meeting_failed="timed out")
 
     monkeypatch.setattr("plait.launch.selftest.node.examine", note)
     words = ["--place", "1", "--of", "2", "--meet", "n0:1"] if place else []
-    monkeypatch.setattr(sys, "argv", ["plait", "launch", "doctor", str(tmp_path), "--node", "a", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    lines = capsys.readouterr().out.splitlines()
+    code, out, _ = plait("launch", "doctor", tmp_path, "--node", "a", *words)
+    lines = out.splitlines()
     assert lines[1].split() == ["a", "bad" if place else "good"]
-    assert (ended.value.code or 0) == (3 if place else 0)
+    assert code == (3 if place else 0)
     told = ["a: unreachable: timed out", "this is what the machine says of itself; "]
     assert [line[: len(start)] for line, start in zip(lines[2:], told, strict=bool(place))] == told[
         : 2 * place
@@ -316,7 +307,7 @@ def test_a_machine_tells_what_it_knows_of_itself(place, monkeypatch, capsys, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_verdict_on_reports(monkeypatch, capsys, tmp_path):
+def test_a_verdict_on_reports(plait, tmp_path):
     """Every option of the judge reaches its rule, and the table shows what was found."""
     for place, rate in ((0, 700.0), (1, 560.0)):
         link = Link(f"n{1 - place}", 20.5)
@@ -329,11 +320,7 @@ def test_a_verdict_on_reports(monkeypatch, capsys, tmp_path):
         write_report(tmp_path, report)
 
     def judged(*words: str) -> tuple[int, str]:
-        command = ["plait", "judge", str(tmp_path), "--nodes", "n0,n1", "--run", str(tmp_path), *words]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0), capsys.readouterr().out
+        return plait("judge", tmp_path, "--nodes", "n0,n1", "--run", tmp_path, *words)[:2]
 
     status, out = judged("--max-skew", "10s")
     header, n0, n1 = out.splitlines()

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plait.launch.cli import main
 from plait.parallel.axes import AXES
 from plait.pretrain.config_file import load_config, parse_config
 from plait.pretrain.layout_messages import layer_messages, outer_messages
@@ -145,18 +144,21 @@ def test_every_token_and_parameter_is_held_as_often_as_it_should_be(tiny):
     assert sum(h.parameter_bytes for h in holdings) == 2 * (whole + replicated)
 
 
-def layout(capsys, monkeypatch, *words: object) -> str:
-    monkeypatch.setattr(sys, "argv", ["plait", "config", "layout", *map(str, words)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    printed = capsys.readouterr()
-    assert stop.value.code in (None, 0), printed.err
-    return printed.out
+@pytest.fixture
+def layout(plait):
+    """What `plait config layout` prints."""
+
+    def run(*words: object) -> str:
+        code, out, err = plait("config", "layout", *words)
+        assert code == 0, err
+        return out
+
+    return run
 
 
-def test_the_demo_on_two_ranks(capsys, monkeypatch):
+def test_the_demo_on_two_ranks(layout, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "7")
-    out = layout(capsys, monkeypatch, "demo", "parallel.sp=2")
+    out = layout("demo", "parallel.sp=2")
     lines = [line.split() for line in out.splitlines()]
     assert ["layout", "sp", "2,", "2", "ranks"] in lines
     assert "ring over sp (parallel.state_exchange = auto)" in out
@@ -168,12 +170,12 @@ def test_the_demo_on_two_ranks(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(("ranks", "shown"), [(32, [*range(32)]), (33, [*range(8), 32])])
-def test_many_ranks_are_cut_short_unless_all_are_asked_for(capsys, monkeypatch, ranks, shown):
+def test_many_ranks_are_cut_short_unless_all_are_asked_for(layout, ranks, shown):
     words = ["demo", f"parallel.dp_shard={ranks}", "train.batch_size=33"]
-    printed = layout(capsys, monkeypatch, *words)
+    printed = layout(*words)
     assert rows_of(printed) == shown
     assert ("24 ranks between are not shown; --all" in printed) == (ranks > 32)
-    assert rows_of(layout(capsys, monkeypatch, *words, "--all")) == [*range(ranks)]
+    assert rows_of(layout(*words, "--all")) == [*range(ranks)]
 
 
 def rows_of(printed: str) -> list[int]:
@@ -182,7 +184,7 @@ def rows_of(printed: str) -> list[int]:
     return [int(line[:4]) for line in table.splitlines()[1:] if line[:4].strip().isdigit()]
 
 
-def test_four_thousand_ranks_fit_a_hundred_columns(capsys, monkeypatch, tmp_path):
+def test_four_thousand_ranks_fit_a_hundred_columns(layout, tmp_path):
     shipped = Path(load_config.__code__.co_filename).parent.parent / "configs" / "models"
     tree = {
         "include": str(shipped / "nemotron-h-8b.yaml"),
@@ -194,7 +196,7 @@ def test_four_thousand_ranks_fit_a_hundred_columns(capsys, monkeypatch, tmp_path
     }
     file = tmp_path / "large.yaml"
     file.write_text(yaml.dump(tree))
-    out = layout(capsys, monkeypatch, file)
+    out = layout(file)
     assert "4,096 ranks" in out
     assert "scan over sp" in out
     assert max(map(len, out.splitlines())) <= 100
@@ -205,12 +207,9 @@ def test_four_thousand_ranks_fit_a_hundred_columns(capsys, monkeypatch, tmp_path
     assert f"state by scan {scan / 1e6:.2f} MB" in out
 
 
-def test_an_impossible_layout_is_one_line_with_those_that_work(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["plait", "config", "layout", "demo", "parallel.tp=3"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
+def test_an_impossible_layout_is_one_line_with_those_that_work(plait):
+    code, _, error = plait("config", "layout", "demo", "parallel.tp=3")
+    assert code == 2
     assert error.count("\n") == 1
     assert "parallel.tp = 3 does not divide model.mamba.num_heads = 8" in error
     assert "layouts of 3 ranks that work: sp 3" in error

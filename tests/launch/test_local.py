@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plait.launch.cli import main
-
 PROGRAM = Path(__file__).with_name("rank_program.py")
 
 PATIENCE = 120
@@ -166,7 +164,7 @@ def test_ranks_do_not_outlive_their_launcher(tmp_path):
 
 
 @pytest.fixture
-def local(monkeypatch, capsys, tiny, tmp_path):
+def local(plait, monkeypatch, tiny, tmp_path):
     """Run `plait launch local` on the tiny config with a launcher that only notes what it is to do."""
     file = tmp_path / "c.yaml"
     file.write_text(yaml.dump(tiny))
@@ -178,10 +176,8 @@ def local(monkeypatch, capsys, tiny, tmp_path):
 
     def run(*overrides: str):
         monkeypatch.setattr("plait.launch.local.launch_ranks", launch_ranks)
-        monkeypatch.setattr(sys, "argv", ["plait", "launch", "local", str(file), *overrides])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        return exit_.value.code or 0, capsys.readouterr().err, launched
+        code, _, err = plait("launch", "local", file, *overrides)
+        return code, err, launched
 
     return run
 
